@@ -1,0 +1,73 @@
+import { constants, zstdCompress, zstdDecompress } from 'node:zlib';
+
+import { HoldfastError } from '../errors.ts';
+
+/** The default level: pgBackRest's and the `zstd` tool's. */
+export const ZSTD_LEVEL = 3;
+
+/**
+ * Compresses one buffer to one zstd frame (RFC 8878) with the content size and a checksum in it. Runs on libuv's pool
+ * in a single call; several may be in flight.
+ */
+export function compressFrame(plain: Buffer, level = ZSTD_LEVEL): Promise<Buffer> {
+  return new Promise((resolve, reject) => {
+    zstdCompress(
+      plain,
+      {
+        // The whole output in one buffer, else every 16 KiB of it costs a trip through the pool.
+        chunkSize: compressBound(plain.length),
+        pledgedSrcSize: plain.length,
+        params: {
+          [constants.ZSTD_c_compressionLevel]: level,
+          [constants.ZSTD_c_contentSizeFlag]: 1,
+          [constants.ZSTD_c_checksumFlag]: 1,
+        },
+      },
+      (error, out) => (error === null ? resolve(ownBytes(out)) : reject(error)),
+    );
+  });
+}
+
+/**
+ * Decompresses exactly one frame whose plain size the caller knows. Anything else (more bytes, fewer bytes, a flipped
+ * bit, a bomb) throws `object-damaged`; never more than `sizeBytes` + 1 are allocated for output.
+ */
+export async function decompressFrame(frame: Buffer, sizeBytes: number): Promise<Buffer> {
+  const plain = await decompressBounded(frame, sizeBytes);
+  if (plain.length !== sizeBytes) {
+    throw new HoldfastError(
+      'object-damaged',
+      `a zstd frame holds ${plain.length} bytes instead of ${sizeBytes}`,
+    );
+  }
+  return plain;
+}
+
+/** Decompresses one frame of at most `maxBytes` plain bytes; more throws `object-damaged`. */
+export function decompressBounded(frame: Buffer, maxBytes: number): Promise<Buffer> {
+  return new Promise((resolve, reject) => {
+    zstdDecompress(
+      frame,
+      { chunkSize: Math.max(64, maxBytes), maxOutputLength: Math.max(64, maxBytes) },
+      (error, out) =>
+        error === null
+          ? resolve(out)
+          : reject(
+              new HoldfastError('object-damaged', `a zstd frame does not decompress: ${error.message}`, {
+                cause: error,
+              }),
+            ),
+    );
+  });
+}
+
+/** ZSTD_compressBound of zstd.h. */
+function compressBound(sizeBytes: number): number {
+  const margin = sizeBytes < 128 * 1024 ? (128 * 1024 - sizeBytes) >> 11 : 0;
+  return Math.max(64, sizeBytes + (sizeBytes >> 8) + margin + 64);
+}
+
+/** A small result must not keep the large output buffer it is a view of alive. */
+function ownBytes(out: Buffer): Buffer {
+  return out.length * 2 > out.buffer.byteLength ? out : Buffer.from(out);
+}
