@@ -1,0 +1,146 @@
+import { HoldfastError } from '../errors.ts';
+import type { SealKind } from '../seal/sealer.ts';
+import { readJsonObject, refuseNewerFormat } from './repository.ts';
+import type { StoredObject } from './sealed-object.ts';
+import { type ClusterIdentity, FORMAT_VERSION, recordKey } from './layout.ts';
+import type { Storage } from '../storage/storage.ts';
+
+/**
+ * The small clear object that commits a base backup; written last. Times are RFC 3339 UTC, LSNs as PostgreSQL prints
+ * them, sizes in bytes. Nothing in it needs a key to be read.
+ */
+export interface BackupRecord {
+  format: number;
+  kind: 'base';
+  id: string;
+  repositoryId: string;
+  cluster: string;
+  systemIdentifier: string;
+  label: string;
+  pinned: boolean;
+  /** Version of the program that wrote it. */
+  holdfast: string;
+  /** By the clock of the host that ran it. */
+  startedAt: string;
+  stoppedAt: string;
+  startLsn: string;
+  stopLsn: string;
+  /** Timeline of the start; BASE_BACKUP fails if it changes before the stop. */
+  timeline: number;
+  server: {
+    version: number;
+    versionText: string;
+    /** host:port or socket directory; never credentials. */
+    address: string;
+    role: 'primary' | 'standby';
+    /** Why this server was taken. */
+    reason: string;
+    walSegmentSizeBytes: number;
+    blockSizeBytes: number;
+    catalogVersion: number;
+    dataChecksums: boolean;
+    /** Settings that a hot standby needs at least as high as the primary had them, from pg_control. */
+    settings: Record<string, number>;
+  };
+  layout: { blockSizeBytes: number; hash: 'blake3-128'; compression: 'zstd' };
+  seal: { kind: SealKind; recipients: string[] };
+  files: { count: number; sizeBytes: number };
+  stored: {
+    /** What this run added to the repository. */
+    newBytes: number;
+    newBlocks: number;
+    blocks: number;
+    /** Stored size of every pack it uses, older ones included. */
+    totalBytes: number;
+  };
+  tablespaces: { oid: number; location: string }[];
+  /** PostgreSQL's own backup manifest, compared with what arrived. */
+  manifest: { checksum: string; files: number };
+  /** First and last segment that must be replayed to reach consistency. */
+  wal: { first: string; last: string; count: number };
+  previous: string | null;
+  references: StoredObject;
+  index: StoredObject;
+}
+
+const RECORD_MAX_BYTES = 4 * 1024 * 1024;
+
+/** Reads one record. `backup-unknown` where there is none, `object-damaged` where it is not what its key says. */
+export async function readBackupRecord(
+  storage: Storage,
+  identity: ClusterIdentity,
+  backupId: string,
+  signal?: AbortSignal,
+): Promise<BackupRecord> {
+  const key = recordKey(identity, backupId);
+  const parsed = await readJsonObject(storage, key, RECORD_MAX_BYTES, signal);
+  if (parsed === undefined) {
+    throw new HoldfastError(
+      'backup-unknown',
+      `there is no backup ${backupId} of cluster ${identity.cluster}`,
+      {
+        hint: `run "holdfast list ${identity.cluster}" to see which there are`,
+      },
+    );
+  }
+  return checkRecord(parsed, key, identity, backupId);
+}
+
+/** Holds a parsed object to the shape of a record, and to the place it was found at. */
+function checkRecord(
+  parsed: Record<string, unknown>,
+  key: string,
+  identity: ClusterIdentity,
+  backupId: string,
+): BackupRecord {
+  const damaged = (what: string): never => {
+    throw new HoldfastError('object-damaged', `the backup record ${key} is damaged: ${what}`, {
+      hint: 'use another backup or another repository',
+      context: { key },
+    });
+  };
+  if (typeof parsed['format'] !== 'number') damaged('no format');
+  refuseNewerFormat(Number(parsed['format']), `backup record ${key}`);
+  if (parsed['format'] !== FORMAT_VERSION) damaged(`format ${String(parsed['format'])}`);
+  const record = parsed as unknown as BackupRecord;
+  for (const [name, type] of RECORD_FIELDS) {
+    if (typeof parsed[name] !== type) damaged(`"${name}" is missing or no ${type}`);
+  }
+  if (record.kind !== 'base') damaged('its kind is not base');
+  if (record.id !== backupId || record.cluster !== identity.cluster) damaged('it belongs to another place');
+  if (record.systemIdentifier !== identity.systemIdentifier)
+    damaged('it belongs to another system identifier');
+  for (const object of [record.references, record.index]) {
+    if (
+      typeof object?.key !== 'string' ||
+      typeof object.hash !== 'string' ||
+      !Number.isSafeInteger(object.sizeBytes)
+    ) {
+      damaged('an object it refers to is not described');
+    }
+  }
+  if (record.layout?.hash !== 'blake3-128' || !Number.isSafeInteger(record.layout.blockSizeBytes)) {
+    damaged('its layout is unknown');
+  }
+  return record;
+}
+
+const RECORD_FIELDS = [
+  ['id', 'string'],
+  ['repositoryId', 'string'],
+  ['cluster', 'string'],
+  ['systemIdentifier', 'string'],
+  ['startedAt', 'string'],
+  ['stoppedAt', 'string'],
+  ['startLsn', 'string'],
+  ['stopLsn', 'string'],
+  ['timeline', 'number'],
+  ['server', 'object'],
+  ['layout', 'object'],
+  ['seal', 'object'],
+  ['files', 'object'],
+  ['stored', 'object'],
+  ['tablespaces', 'object'],
+  ['manifest', 'object'],
+  ['wal', 'object'],
+] as const;
