@@ -1,6 +1,6 @@
 import { HoldfastError } from '../errors.ts';
 import type { SealKind } from '../seal/sealer.ts';
-import { readJsonObject, refuseNewerFormat } from './repository.ts';
+import { readClearObject } from './clear-object.ts';
 import type { StoredObject } from './sealed-object.ts';
 import { type ClusterIdentity, FORMAT_VERSION, recordKey } from './layout.ts';
 import type { Storage } from '../storage/storage.ts';
@@ -73,7 +73,7 @@ export async function readBackupRecord(
   signal?: AbortSignal,
 ): Promise<BackupRecord> {
   const key = recordKey(identity, backupId);
-  const parsed = await readJsonObject(storage, key, RECORD_MAX_BYTES, signal);
+  const parsed = await readClearObject(storage, key, RECORD_MAX_BYTES, signal);
   if (parsed === undefined) {
     throw new HoldfastError(
       'backup-unknown',
@@ -99,8 +99,6 @@ function checkRecord(
       context: { key },
     });
   };
-  if (typeof parsed['format'] !== 'number') damaged('no format');
-  refuseNewerFormat(Number(parsed['format']), `backup record ${key}`);
   if (parsed['format'] !== FORMAT_VERSION) damaged(`format ${String(parsed['format'])}`);
   const record = parsed as unknown as BackupRecord;
   for (const [name, type] of RECORD_FIELDS) {

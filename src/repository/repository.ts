@@ -3,6 +3,7 @@ import { randomUUID } from 'node:crypto';
 import { HoldfastError } from '../errors.ts';
 import type { Opener, Sealer, SealKind } from '../seal/sealer.ts';
 import type { Storage } from '../storage/storage.ts';
+import { encodeClearObject, readClearObject } from './clear-object.ts';
 import { FORMAT_VERSION, MARKER_KEY } from './layout.ts';
 
 /** An open repository: a store whose marker was read and understood, and the keys this host has for it. */
@@ -66,14 +67,16 @@ export async function initializeRepository(
   const marker: Marker = { format: FORMAT_VERSION, repositoryId: randomUUID(), created: now.toISOString() };
   let created = false;
   if ((await readMarker(name, storage, signal)) === undefined) {
-    const body = Buffer.from(`${JSON.stringify(marker, null, 2)}\n`);
-    ({ created } = await storage.put(MARKER_KEY, body, { ifAbsent: true, ...(signal && { signal }) }));
+    ({ created } = await storage.put(MARKER_KEY, encodeClearObject({ ...marker }), {
+      ifAbsent: true,
+      ...(signal && { signal }),
+    }));
   }
   return { repository: await openRepository(name, storage, keys, signal), created };
 }
 
 async function readMarker(name: string, storage: Storage, signal?: AbortSignal): Promise<Marker | undefined> {
-  const parsed = await readJsonObject(storage, MARKER_KEY, MARKER_MAX_BYTES, signal);
+  const parsed = await readClearObject(storage, MARKER_KEY, MARKER_MAX_BYTES, signal);
   if (parsed === undefined) return undefined;
   const { format, repositoryId, created } = parsed;
   if (typeof format !== 'number' || typeof repositoryId !== 'string' || typeof created !== 'string') {
@@ -85,51 +88,5 @@ async function readMarker(name: string, storage: Storage, signal?: AbortSignal):
       },
     );
   }
-  refuseNewerFormat(format, `repository ${name}`);
   return { format, repositoryId, created };
-}
-
-/** Every object that states a format goes through here: a newer one is never guessed at. */
-export function refuseNewerFormat(format: number, what: string): void {
-  if (format > FORMAT_VERSION) {
-    throw new HoldfastError(
-      'format-too-new',
-      `${what} has format ${format}; this Holdfast understands formats up to ${FORMAT_VERSION}`,
-      { hint: 'use the Holdfast that wrote it, or a newer one' },
-    );
-  }
-}
-
-/**
- * Reads a small clear JSON object. Undefined only where the store is certain that there is none; larger than `maxBytes`
- * or not a JSON object throws `object-damaged`.
- */
-export async function readJsonObject(
-  storage: Storage,
-  key: string,
-  maxBytes: number,
-  signal?: AbortSignal,
-): Promise<Record<string, unknown> | undefined> {
-  const chunks: Buffer[] = [];
-  let size = 0;
-  try {
-    for await (const chunk of storage.get(key, { ...(signal && { signal }) })) {
-      size += chunk.length;
-      if (size > maxBytes) throw new HoldfastError('object-damaged', `${key} is larger than it can be`);
-      chunks.push(chunk);
-    }
-  } catch (error) {
-    if (error instanceof HoldfastError && error.code === 'object-missing') return undefined;
-    throw error;
-  }
-  let parsed: unknown;
-  try {
-    parsed = JSON.parse(Buffer.concat(chunks).toString('utf8'));
-  } catch (error) {
-    throw new HoldfastError('object-damaged', `${key} is not valid JSON`, { context: { key }, cause: error });
-  }
-  if (typeof parsed !== 'object' || parsed === null || Array.isArray(parsed)) {
-    throw new HoldfastError('object-damaged', `${key} is not a JSON object`, { context: { key } });
-  }
-  return parsed as Record<string, unknown>;
 }
