@@ -6,40 +6,56 @@ import fc from 'fast-check';
 import { HoldfastError } from '../errors.ts';
 import { decodeChunk, encodeChunk, type Extent, HASH_BYTES, type MapEntry } from './block-map.ts';
 
+const PLAIN = { noNullPrototype: true };
 const path = fc
   .array(fc.integer({ min: 1, max: 255 }), { maxLength: 40 })
   .map((codes) => String.fromCharCode(...codes));
 const extent: fc.Arbitrary<Extent> = fc.oneof(
-  fc.record({ zeroBlocks: fc.integer({ min: 1, max: 2048 }) }),
-  fc.record({
-    frame: fc.record({
-      run: fc.constantFrom('20260101T000000Z-aa', '20260102T000000Z-bb', '20260103T000000Z-cc'),
-      pack: fc.integer({ min: 1, max: 1_000_000 }),
-      offset: fc.integer({ min: 0, max: 2 ** 31 }),
-      bytes: fc.integer({ min: 1, max: 2 ** 20 }),
-    }),
-    plainOffset: fc.integer({ min: 0, max: 2 ** 20 }),
-    hashes: fc.integer({ min: 1, max: 40 }).map((n) => Buffer.alloc(n * HASH_BYTES, n)),
-  }),
+  fc.record({ zeroBlocks: fc.integer({ min: 1, max: 2048 }) }, PLAIN),
+  fc.record(
+    {
+      frame: fc.record(
+        {
+          run: fc.constantFrom('20260101T000000Z-aa', '20260102T000000Z-bb', '20260103T000000Z-cc'),
+          pack: fc.integer({ min: 1, max: 1_000_000 }),
+          offset: fc.integer({ min: 0, max: 2 ** 31 }),
+          bytes: fc.integer({ min: 1, max: 2 ** 20 }),
+        },
+        PLAIN,
+      ),
+      plainOffset: fc.integer({ min: 0, max: 2 ** 20 }),
+      hashes: fc.integer({ min: 1, max: 40 }).map((n) => Buffer.alloc(n * HASH_BYTES, n)),
+    },
+    PLAIN,
+  ),
 );
 const extents = fc.array(extent, { maxLength: 6 });
 const entry: fc.Arbitrary<MapEntry> = fc.oneof(
-  fc.record({
-    kind: fc.constant('file' as const),
-    path,
-    mode: fc.integer({ min: 0, max: 0o7777 }),
-    sizeBytes: fc.integer({ min: 0, max: Number.MAX_SAFE_INTEGER }),
-    crc32c: fc.integer({ min: 0, max: 0xffffffff }),
-    extents,
-  }),
-  fc.record({
-    kind: fc.constant('span' as const),
-    path,
-    span: fc.integer({ min: 0, max: 1_000_000 }),
-    extents,
-  }),
-  fc.record({ kind: fc.constant('directory' as const), path, mode: fc.integer({ min: 0, max: 0o7777 }) }),
-  fc.record({ kind: fc.constant('link' as const), path, target: path }),
+  fc.record(
+    {
+      kind: fc.constant('file' as const),
+      path,
+      mode: fc.integer({ min: 0, max: 0o7777 }),
+      sizeBytes: fc.integer({ min: 0, max: Number.MAX_SAFE_INTEGER }),
+      crc32c: fc.integer({ min: 0, max: 0xffffffff }),
+      extents,
+    },
+    PLAIN,
+  ),
+  fc.record(
+    {
+      kind: fc.constant('span' as const),
+      path,
+      span: fc.integer({ min: 0, max: 1_000_000 }),
+      extents,
+    },
+    PLAIN,
+  ),
+  fc.record(
+    { kind: fc.constant('directory' as const), path, mode: fc.integer({ min: 0, max: 0o7777 }) },
+    PLAIN,
+  ),
+  fc.record({ kind: fc.constant('link' as const), path, target: path }, PLAIN),
 );
 
 test('decodeChunk() undoes encodeChunk() for thousands of random chunks', () => {

@@ -41,14 +41,24 @@ export function sealKindOfKey(key: string): SealKind {
   return key.endsWith('.age') ? 'age' : key.endsWith('.gpg') ? 'gpg' : 'none';
 }
 
-/** The plaintext of a whole object. Errors as `Opener.open` and the store's. */
+/**
+ * The plaintext of a whole object. Where the stored hash is known it is compared at the end: what was yielded before is
+ * only good once the stream has ended without an error. Errors as `Opener.open` and the store's.
+ */
 export async function* openSealed(
   repository: Repository,
-  key: string,
+  object: { key: string; hash?: string },
   signal?: AbortSignal,
 ): AsyncGenerator<Buffer> {
-  const opener = await repository.opener(sealKindOfKey(key));
-  yield* opener.open(repository.storage.get(key, { ...(signal && { signal }) }));
+  const opener = await repository.opener(sealKindOfKey(object.key));
+  const pass = new HashingPass();
+  yield* opener.open(pass.through(repository.storage.get(object.key, { ...(signal && { signal }) })));
+  if (object.hash !== undefined && pass.hex() !== object.hash) {
+    throw new HoldfastError('object-damaged', `${object.key} is not what was stored`, {
+      hint: 'this copy is damaged: use another repository or another backup',
+      context: { key: object.key },
+    });
+  }
 }
 
 /** A part of an object's plaintext; costs about that part where the sealing allows it, else everything before it too. */

@@ -1,0 +1,255 @@
+import { HoldfastError } from '../errors.ts';
+import type { BackupRecord } from './backup-record.ts';
+import {
+  decodeChunk,
+  entryKey,
+  type Extent,
+  fileKey,
+  type FileEntry,
+  HASH_BYTES,
+  type MapEntry,
+  spanKey,
+} from './block-map.ts';
+import { runPrefix } from './layout.ts';
+import { type ChunkReference, packOf, readChunk, readIndex, readReferences } from './map-index.ts';
+import type { Repository } from './repository.ts';
+import type { StoredObject } from './sealed-object.ts';
+
+/** Plain chunks kept on the host, for hosts that can write to a repository but not read it. */
+export interface ChunkCache {
+  index(record: BackupRecord): Promise<ChunkReference[] | undefined>;
+  chunk(hash: string): Promise<Buffer | undefined>;
+}
+
+/** Chunks kept decoded, about; a directory of 200,000 files fits. */
+const KEPT_BYTES = 24 * 1024 * 1024;
+/** What a decoded entry takes beside its bytes, about. */
+const ENTRY_OVERHEAD = 4;
+
+interface DecodedChunk {
+  entries: MapEntry[];
+  bytes: number;
+}
+
+/**
+ * The backup that a new one is compared with. It is a help, not a dependency: where it cannot be read (no key, lost
+ * cache, a pack gone) blocks are simply stored again. `unusable` tells why, for the log.
+ */
+export class PreviousBackup {
+  readonly record: BackupRecord;
+  readonly chunks: readonly ChunkReference[];
+  readonly packs: ReadonlyMap<string, StoredObject>;
+  readonly unusable: string[];
+  readonly #repository: Repository;
+  readonly #cache: ChunkCache | undefined;
+  readonly #signal: AbortSignal | undefined;
+  readonly #decoded = new Map<number, DecodedChunk>();
+  #decodedBytes = 0;
+
+  private constructor(
+    repository: Repository,
+    record: BackupRecord,
+    chunks: readonly ChunkReference[],
+    packs: ReadonlyMap<string, StoredObject>,
+    options: { cache?: ChunkCache; unusable: string[]; signal?: AbortSignal },
+  ) {
+    this.#repository = repository;
+    this.record = record;
+    this.chunks = chunks;
+    this.packs = packs;
+    this.unusable = options.unusable;
+    this.#cache = options.cache;
+    this.#signal = options.signal;
+  }
+
+  /**
+   * Opens a backup to compare with. Packs that the store no longer has at their full size are not relied on. Undefined,
+   * with the reason told to `say`, where the backup is of no use.
+   */
+  static async open(
+    repository: Repository,
+    record: BackupRecord,
+    options: { cache?: ChunkCache; signal?: AbortSignal; say: (text: string) => void },
+  ): Promise<PreviousBackup | undefined> {
+    const { cache, signal, say } = options;
+    try {
+      const packs = await readReferences(repository, record, signal);
+      const chunks = (await cache?.index(record)) ?? (await readIndex(repository, record, signal));
+      const unusable = await dropMissing(repository, record, packs, signal);
+      for (const key of unusable)
+        say(`${key}, which backup ${record.id} needs, is missing or damaged: its blocks are stored again`);
+      return new PreviousBackup(repository, record, chunks, packs, {
+        ...(cache && { cache }),
+        unusable,
+        ...(signal && { signal }),
+      });
+    } catch (error) {
+      if (!isTolerable(error)) throw error;
+      say(`backup ${record.id} cannot be compared with (${error.message}): everything is stored anew`);
+      return undefined;
+    }
+  }
+
+  /** The chunks that a new map may share: those in packs that are still there. */
+  shareableChunks(): Map<string, ChunkReference> {
+    const known = new Map<string, ChunkReference>();
+    for (const chunk of this.chunks) {
+      if (this.#holds(chunk.run, 'm', chunk.pack)) known.set(chunk.hash, chunk);
+    }
+    return known;
+  }
+
+  async file(path: string): Promise<FileEntry | undefined> {
+    const entry = await this.#find(fileKey(path));
+    return entry?.kind === 'file' ? entry : undefined;
+  }
+
+  async span(path: string, span: number): Promise<Extent[]> {
+    const entry = await this.#find(spanKey(path, span));
+    return entry?.kind === 'span' ? entry.extents : [];
+  }
+
+  /** False for blocks in a pack that is gone: they must be stored again. */
+  holdsBlocksOf(run: string, pack: number): boolean {
+    return this.#holds(run, 'b', pack);
+  }
+
+  #holds(run: string, kind: 'b' | 'm', pack: number): boolean {
+    try {
+      packOf(this.packs, this.record, run, kind, pack);
+      return true;
+    } catch {
+      return false;
+    }
+  }
+
+  async #find(key: string): Promise<MapEntry | undefined> {
+    const at = lastAtOrBefore(this.chunks, key);
+    if (at < 0) return undefined;
+    const { entries } = await this.#load(at);
+    let low = 0;
+    let high = entries.length;
+    while (low < high) {
+      const middle = (low + high) >> 1;
+      const entry = entries[middle];
+      if (entry !== undefined && entryKey(entry) < key) low = middle + 1;
+      else high = middle;
+    }
+    const found = entries[low];
+    return found !== undefined && entryKey(found) === key ? found : undefined;
+  }
+
+  async #load(at: number): Promise<DecodedChunk> {
+    const kept = this.#decoded.get(at);
+    if (kept !== undefined) {
+      this.#decoded.delete(at);
+      this.#decoded.set(at, kept);
+      return kept;
+    }
+    const chunk = await this.#readChunk(at);
+    this.#decoded.set(at, chunk);
+    this.#decodedBytes += chunk.bytes;
+    for (const [oldest, { bytes }] of this.#decoded) {
+      if (this.#decodedBytes <= KEPT_BYTES || this.#decoded.size === 1) break;
+      this.#decoded.delete(oldest);
+      this.#decodedBytes -= bytes;
+    }
+    return chunk;
+  }
+
+  async #readChunk(at: number): Promise<DecodedChunk> {
+    const chunk = this.chunks[at];
+    if (chunk === undefined) return { entries: [], bytes: 0 };
+    try {
+      const plain =
+        (await this.#cache?.chunk(chunk.hash)) ??
+        (await readChunk(this.#repository, this.record, this.packs, chunk, this.#signal));
+      return { entries: decodeChunk(plain), bytes: plain.length * ENTRY_OVERHEAD };
+    } catch (error) {
+      if (!isTolerable(error)) throw error;
+      this.unusable.push(error.message);
+      return { entries: [], bytes: 0 };
+    }
+  }
+}
+
+/** Walks the blocks of a file's earlier version in order, beside the new one's. */
+export class PriorBlocks {
+  readonly #extents: readonly Extent[];
+  readonly #blockSizeBytes: number;
+  #extent = 0;
+  #firstBlock = 0;
+
+  constructor(extents: readonly Extent[], blockSizeBytes: number) {
+    this.#extents = extents;
+    this.#blockSizeBytes = blockSizeBytes;
+  }
+
+  /** Where block `block` (rising from call to call) lies, if it had this hash; undefined if not. */
+  find(
+    block: number,
+    hash: Buffer,
+  ):
+    | { frame: { run: string; pack: number; offset: number; bytes: number }; plainOffset: number }
+    | undefined {
+    for (;;) {
+      const extent = this.#extents[this.#extent];
+      if (extent === undefined) return undefined;
+      const blocks = 'zeroBlocks' in extent ? extent.zeroBlocks : extent.hashes.length / HASH_BYTES;
+      const index = block - this.#firstBlock;
+      if (index >= blocks) {
+        this.#extent += 1;
+        this.#firstBlock += blocks;
+        continue;
+      }
+      if ('zeroBlocks' in extent) return undefined;
+      if (hash.compare(extent.hashes, index * HASH_BYTES, (index + 1) * HASH_BYTES) !== 0) return undefined;
+      return { frame: extent.frame, plainOffset: extent.plainOffset + index * this.#blockSizeBytes };
+    }
+  }
+}
+
+function lastAtOrBefore(chunks: readonly ChunkReference[], key: string): number {
+  let low = 0;
+  let high = chunks.length;
+  while (low < high) {
+    const middle = (low + high) >> 1;
+    const chunk = chunks[middle];
+    if (chunk !== undefined && chunk.first <= key) low = middle + 1;
+    else high = middle;
+  }
+  return low - 1;
+}
+
+/** Removes the packs that the store lacks, or has at another size, from `packs`; one listing per run that is used. */
+async function dropMissing(
+  repository: Repository,
+  record: BackupRecord,
+  packs: Map<string, StoredObject>,
+  signal?: AbortSignal,
+): Promise<string[]> {
+  const runs = new Set([...packs.keys()].map((key) => key.split('/').at(-2) ?? ''));
+  const sizes = new Map<string, number>();
+  for (const run of runs) {
+    for await (const { key, sizeBytes } of repository.storage.list(runPrefix(record, run), {
+      ...(signal && { signal }),
+    })) {
+      sizes.set(key, sizeBytes);
+    }
+  }
+  const missing: string[] = [];
+  for (const [plainKey, stored] of packs) {
+    if (sizes.get(stored.key) === stored.sizeBytes) continue;
+    packs.delete(plainKey);
+    missing.push(stored.key);
+  }
+  return missing;
+}
+
+/** The previous backup is only a help: without a key or with damage, do without it. Trouble with the store is trouble. */
+function isTolerable(error: unknown): error is HoldfastError {
+  return (
+    error instanceof HoldfastError &&
+    ['key-missing', 'key-wrong', 'object-missing', 'object-damaged'].includes(error.code)
+  );
+}
