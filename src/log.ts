@@ -102,10 +102,11 @@ function plainError(error: Error, depth: number): unknown {
 }
 
 /** An error and its causes as a person reads them. */
-function errorLine(error: Error): string {
+function errorLine(error: Error, depth = 0): string {
   const code = systemErrorCode(error);
   const hint = 'hint' in error && typeof error.hint === 'string' ? `; hint: ${error.hint}` : '';
-  const cause = error.cause instanceof Error ? `; cause: ${errorLine(error.cause)}` : '';
+  const cause =
+    error.cause instanceof Error && depth < 4 ? `; cause: ${errorLine(error.cause, depth + 1)}` : '';
   return `${error.message}${code === undefined ? '' : ` (${code})`}${hint}${cause}`;
 }
 
