@@ -48,14 +48,13 @@ export async function wrapWithPassphrase(
 }
 
 /**
- * The file key that the scrypt stanza among `stanzas` wraps; undefined where there is none or the passphrase is
- * another. Throws `object-damaged` for a malformed stanza and for one that asks for too much work.
+ * The file key that a scrypt stanza wraps; undefined where there is none or the passphrase is another. The header must
+ * have passed `checkScryptAlone`. Throws `object-damaged` for a malformed stanza and for one that asks for too much work.
  */
 export async function unwrapWithPassphrase(
   identity: PassphraseIdentity,
   stanzas: readonly Stanza[],
 ): Promise<Buffer | undefined> {
-  checkScryptAlone(stanzas);
   const [stanza] = stanzas;
   if (stanza?.args[0] !== STANZA_KIND) return undefined;
   const [, saltText = '', workText = ''] = stanza.args;

@@ -1,16 +1,25 @@
 import assert from 'node:assert/strict';
-import { randomBytes } from 'node:crypto';
+import { createCipheriv, randomBytes } from 'node:crypto';
 import { test } from 'node:test';
+import {
+  CHUNK,
+  SEALED_CHUNK,
+  failsWith,
+  payloadStart,
+  pieces,
+  sourceOf,
+  whole,
+} from '../../test/sealed-object.ts';
 import * as typage from 'age-encryption';
 import * as fc from 'fast-check';
 import { HoldfastError } from '../errors.ts';
 import { createAgeOpener, createAgePassphraseSealer, createAgeSealer } from './age.ts';
+import { type Stanza, deriveKey, encodeBase64, formatHeader, parseHeader } from './age-format.ts';
 import { passphraseIdentity } from './age-scrypt.ts';
+import { parseX25519Recipient, unwrapWithX25519, wrapForX25519 } from './age-x25519.ts';
 import { type Identity, generateIdentity, parseIdentities } from './identity.ts';
-import type { Opener, RangeSource, Sealer } from './sealer.ts';
+import type { Opener, Sealer } from './sealer.ts';
 
-const CHUNK = 65536;
-const SEALED_CHUNK = CHUNK + 16;
 const key = generateIdentity();
 const identities = parseIdentities(key.identity, 'test');
 const sealer = createAgeSealer([key.recipient]);
@@ -18,45 +27,12 @@ const opener = createAgeOpener(identities);
 /** Bytes that differ everywhere, so that a chunk in the wrong place shows. */
 const plain = randomBytes(20 * CHUNK + 77);
 
-async function* pieces(bytes: Buffer, ...sizes: number[]): AsyncGenerator<Buffer> {
-  for (let at = 0, turn = 0; at < bytes.length; turn += 1) {
-    const size = sizes[turn % sizes.length] ?? bytes.length;
-    yield bytes.subarray(at, at + size);
-    at += size;
-  }
-}
-
-async function whole(stream: AsyncIterable<Buffer>): Promise<Buffer> {
-  return Buffer.concat(await Array.fromAsync(stream));
-}
-
 async function sealed(bytes: Buffer, by: Sealer = sealer): Promise<Buffer> {
   return whole(by.seal(pieces(bytes)));
 }
 
 function opened(bytes: Buffer, by: Opener = opener): Promise<Buffer> {
   return whole(by.open(pieces(bytes)));
-}
-
-function sourceOf(bytes: Buffer): RangeSource & { reads: number } {
-  return {
-    reads: 0,
-    sizeBytes: bytes.length,
-    read(offset, length) {
-      this.reads += 1;
-      assert.ok(offset + length <= bytes.length, 'a range beyond the object was read');
-      return pieces(bytes.subarray(offset, offset + length), 50_000, 1, 70_000);
-    },
-  };
-}
-
-/** Where the chunks start: after the MAC line and the nonce. */
-function payloadStart(bytes: Buffer): number {
-  return bytes.indexOf('\n', bytes.indexOf('\n---') + 1) + 1 + 16;
-}
-
-function failsWith(...codes: string[]): (error: unknown) => boolean {
-  return (error) => error instanceof HoldfastError && codes.includes(error.code);
 }
 
 test('age round trip at sizes around the chunk and batch boundaries', async () => {
@@ -118,14 +94,18 @@ test('seal() and open() yield pieces of at most 1 MiB and not many small ones', 
 
 test('seal() never uses a key, a nonce or an ephemeral key twice', async () => {
   const seen = new Set<string>();
+  const [identity] = identities;
+  assert.ok(identity);
   for (let turn = 0; turn < 50; turn += 1) {
     const object = await sealed(Buffer.from('same'));
     const start = payloadStart(object);
-    seen.add(object.toString('latin1').split('\n')[1] ?? '');
+    const { stanzas } = parseHeader(object.subarray(0, start - 16));
+    seen.add(stanzas[0]?.args[1] ?? '');
+    seen.add(identity.kind === 'x25519' ? (unwrapWithX25519(identity, stanzas)?.toString('hex') ?? '') : '');
     seen.add(object.subarray(start - 16, start).toString('hex'));
     seen.add(object.subarray(start).toString('hex'));
   }
-  assert.equal(seen.size, 150);
+  assert.equal(seen.size, 200);
 });
 
 test('open() detects every flipped byte', async () => {
@@ -184,26 +164,59 @@ test('open() detects chunks that are dropped, doubled, reordered or taken from a
   }
 });
 
-test('open() refuses an empty final chunk after a full one', async () => {
-  const { deriveKey, formatHeader } = await import('./age-format.ts');
-  const { parseX25519Recipient, wrapForX25519 } = await import('./age-x25519.ts');
-  const { createCipheriv } = await import('node:crypto');
+/** A payload of chunks that are each sealed as told, behind a header of `stanzas` (or of a right one). */
+function crafted(chunks: [bytes: Buffer, final: 0 | 1][], stanzas?: Stanza[]): Buffer {
   const fileKey = randomBytes(16);
   const nonce = randomBytes(16);
   const payloadKey = deriveKey(fileKey, nonce, 'payload');
-  const chunk = (index: number, final: number, bytes: Buffer) => {
-    const iv = Buffer.alloc(12);
-    iv[10] = index;
-    iv[11] = final;
+  const payload = chunks.map(([bytes, final], index) => {
+    const iv = Buffer.from([0, 0, 0, 0, 0, 0, 0, 0, 0, 0, index, final]);
     const cipher = createCipheriv('chacha20-poly1305', payloadKey, iv, { authTagLength: 16 });
     return Buffer.concat([cipher.update(bytes), cipher.final(), cipher.getAuthTag()]);
-  };
-  const header = formatHeader([wrapForX25519(parseX25519Recipient(key.recipient), fileKey)], fileKey);
+  });
+  const right = [wrapForX25519(parseX25519Recipient(key.recipient), fileKey)];
+  return Buffer.concat([formatHeader(stanzas ?? right, fileKey), nonce, ...payload]);
+}
+
+test('open() refuses an empty final chunk after a full one', async () => {
   const full = plain.subarray(0, CHUNK);
-  const sound = Buffer.concat([header, nonce, chunk(0, 1, full)]);
-  assert.ok((await opened(sound)).equals(full));
-  const padded = Buffer.concat([header, nonce, chunk(0, 0, full), chunk(1, 1, Buffer.alloc(0))]);
+  assert.ok((await opened(crafted([[full, 1]]))).equals(full));
+  const padded = crafted([
+    [full, 0],
+    [Buffer.alloc(0), 1],
+  ]);
   await assert.rejects(opened(padded), failsWith('object-damaged'));
+});
+
+test('open() refuses a short chunk before the final one', async () => {
+  const short = crafted([
+    [Buffer.alloc(10), 0],
+    [Buffer.alloc(10), 1],
+  ]);
+  await assert.rejects(opened(short), failsWith('object-damaged'));
+});
+
+test('open() refuses malformed X25519 stanzas and weak keys', async () => {
+  const share = encodeBase64(randomBytes(32));
+  const body = Buffer.alloc(32);
+  const cases: Record<string, Stanza> = {
+    'no argument': { args: ['X25519'], body },
+    'an argument too many': { args: ['X25519', share, 'more'], body },
+    'a short key': { args: ['X25519', encodeBase64(Buffer.alloc(31, 9))], body },
+    'a long key': { args: ['X25519', encodeBase64(Buffer.alloc(33, 9))], body },
+    'a key of low order': { args: ['X25519', encodeBase64(Buffer.alloc(32))], body },
+    'a short body': { args: ['X25519', share], body: Buffer.alloc(31) },
+    'a long body': { args: ['X25519', share], body: Buffer.alloc(48) },
+  };
+  for (const [name, stanza] of Object.entries(cases)) {
+    await assert.rejects(
+      opened(crafted([[Buffer.alloc(1), 1]], [stanza])),
+      failsWith('object-damaged'),
+      name,
+    );
+  }
+  const foreign = { args: ['X25519', share], body };
+  await assert.rejects(opened(crafted([[Buffer.alloc(1), 1]], [foreign])), failsWith('key-wrong'));
 });
 
 test('open() yields nothing of a damaged chunk', async () => {
@@ -217,87 +230,6 @@ test('open() yields nothing of a damaged chunk', async () => {
     }
   }, failsWith('object-damaged'));
   assert.ok(length > 0 && length <= 17 * CHUNK);
-});
-
-test('openRange() equals the slice', async () => {
-  const object = await sealed(plain);
-  const edge = fc.oneof(
-    fc.integer({ min: 0, max: plain.length }),
-    fc.integer({ min: 0, max: 20 }).map((count) => count * CHUNK),
-    fc.constantFrom(CHUNK - 1, CHUNK + 1, plain.length, plain.length - 1),
-  );
-  await fc.assert(
-    fc.asyncProperty(edge, edge, async (one, other) => {
-      const [start, end] = one < other ? [one, other] : [other, one];
-      const range = await whole(opener.openRange(sourceOf(object), start, end - start));
-      assert.ok(range.equals(plain.subarray(start, end)), `${start}..${end}`);
-    }),
-    { numRuns: 150 },
-  );
-});
-
-test('openRange() of an object whose size is a multiple of the chunk, and of an empty one', async () => {
-  const bytes = plain.subarray(0, 2 * CHUNK);
-  const source = sourceOf(await sealed(bytes));
-  for (const [offset, length] of [
-    [0, 2 * CHUNK],
-    [CHUNK, CHUNK],
-    [2 * CHUNK - 1, 1],
-    [0, CHUNK],
-    [CHUNK, 0],
-  ] as const) {
-    const range = await whole(opener.openRange(source, offset, length));
-    assert.ok(range.equals(bytes.subarray(offset, offset + length)), `${offset}+${length}`);
-  }
-  const empty = sourceOf(await sealed(Buffer.alloc(0)));
-  assert.equal((await whole(opener.openRange(empty, 0, 0))).length, 0);
-  await assert.rejects(whole(opener.openRange(empty, 0, 1)), failsWith('object-damaged'));
-});
-
-test('openRange() reads the header of a source once', async () => {
-  const source = sourceOf(await sealed(plain));
-  for (const offset of [0, 5 * CHUNK, 9]) await whole(opener.openRange(source, offset, 10));
-  assert.equal(source.reads, 4);
-});
-
-test('openRange() detects a damaged chunk, a truncated object and a range beyond the end', async () => {
-  const object = await sealed(plain);
-  const flipped = Buffer.from(object);
-  flipped[payloadStart(object) + 3 * SEALED_CHUNK + 9]! ^= 4;
-  await assert.rejects(whole(opener.openRange(sourceOf(flipped), 3 * CHUNK, 1)), failsWith('object-damaged'));
-  assert.equal((await whole(opener.openRange(sourceOf(flipped), 2 * CHUNK, CHUNK))).length, CHUNK);
-  await assert.rejects(
-    whole(opener.openRange(sourceOf(object), plain.length, 1)),
-    failsWith('object-damaged'),
-  );
-  // Cut between chunks: what is now the last one was not sealed as such.
-  const cut = object.subarray(0, payloadStart(object) + 4 * SEALED_CHUNK);
-  await assert.rejects(whole(opener.openRange(sourceOf(cut), 3 * CHUNK, 1)), failsWith('object-damaged'));
-  const inHeader = sourceOf(object.subarray(0, 100));
-  await assert.rejects(whole(opener.openRange(inHeader, 0, 1)), failsWith('object-damaged'));
-});
-
-test('openRange() asks the source again after a storage failure', async () => {
-  const sound = sourceOf(await sealed(plain));
-  let away = true;
-  const source: RangeSource = {
-    sizeBytes: sound.sizeBytes,
-    async *read(offset, length) {
-      if (away) throw new HoldfastError('storage-unavailable', 'storage is away');
-      yield* sound.read(offset, length);
-    },
-  };
-  await assert.rejects(whole(opener.openRange(source, 0, 3)), failsWith('storage-unavailable'));
-  away = false;
-  assert.ok((await whole(opener.openRange(source, 0, 3))).equals(plain.subarray(0, 3)));
-});
-
-test('openRange() finds the payload after a header longer than its first read', async () => {
-  const many = Array.from({ length: 99 }, () => generateIdentity().recipient);
-  const object = await sealed(plain, createAgeSealer([...many, key.recipient]));
-  assert.ok(payloadStart(object) > 8192);
-  const range = await whole(opener.openRange(sourceOf(object), CHUNK - 2, 4));
-  assert.ok(range.equals(plain.subarray(CHUNK - 2, CHUNK + 2)));
 });
 
 test('open() with several recipients and identities takes the one that fits', async () => {
@@ -390,8 +322,13 @@ test('open() refuses excessive work factors and a passphrase beside other recipi
     await assert.rejects(opened(altered(' 10\n', ` ${work}\n`), right), failsWith('object-damaged'), work);
   }
   const stanza = (await sealed(Buffer.alloc(0))).toString('latin1').split('\n').slice(1, 3).join('\n');
-  const mixed = altered('\n-> scrypt', `\n${stanza}\n-> scrypt`);
-  await assert.rejects(opened(mixed, right), failsWith('object-damaged'));
+  const lines = object.toString('latin1').split('\n');
+  const scrypt = lines.slice(1, 3).join('\n');
+  for (const passphrase of [right, createAgeOpener([passphraseIdentity('p')])]) {
+    for (const mixed of [altered(scrypt, `${stanza}\n${scrypt}`), altered(scrypt, `${scrypt}\n${stanza}`)]) {
+      await assert.rejects(opened(mixed, passphrase), failsWith('object-damaged'));
+    }
+  }
 });
 
 test('typage opens what we seal', async () => {
