@@ -254,9 +254,10 @@ async function untilReady({
   const deadlineMs = options.deadlineMs ?? 60_000;
   const deadline = performance.now() + deadlineMs;
   let end: string | undefined;
-  void ended.then((how) => {
-    end = how;
-  });
+  const note = async (): Promise<void> => {
+    end = await ended;
+  };
+  void note();
   for (let pause = 10; ; pause = Math.min(pause * 1.3, 200)) {
     if (options.signal?.aborted === true) {
       throw new HoldfastError('cancelled', 'the start of the server was cancelled');

@@ -1,7 +1,7 @@
 import { rmSync } from 'node:fs';
 import { appendFile, chown, cp, lstat, open, readdir, rm } from 'node:fs/promises';
 import { join } from 'node:path';
-import pg from 'pg';
+import { Client, type QueryResult } from 'pg';
 import { crc32c } from '@node-rs/crc32';
 import { type PostgresBinaries, findBinaries, listBinaries } from '../../src/postgres/binaries.ts';
 import {
@@ -43,7 +43,7 @@ export interface TestCluster extends AsyncDisposable {
   readonly instance: Instance | undefined;
   urlOf(user: string, database?: string): string;
   /** A connected client; the caller ends it (or the cluster's end breaks it). */
-  connect(database?: string): Promise<pg.Client>;
+  connect(database?: string): Promise<Client>;
   /** Runs one text (several statements allowed) as superuser and returns the rows of the last one. */
   sql<Row = Record<string, unknown>>(text: string, database?: string): Promise<Row[]>;
   start(): Promise<void>;
@@ -106,7 +106,7 @@ export async function createCluster(options: ClusterOptions = {}): Promise<TestC
     },
     urlOf,
     async connect(database = 'postgres') {
-      const client = new pg.Client({ connectionString: urlOf('postgres', database) });
+      const client = new Client({ connectionString: urlOf('postgres', database) });
       // The end of a test ends the server under its connections.
       client.on('error', () => undefined);
       await client.connect();
@@ -117,7 +117,7 @@ export async function createCluster(options: ClusterOptions = {}): Promise<TestC
       try {
         const result: unknown = await client.query(text);
         const last = Array.isArray(result) ? result.at(-1) : result;
-        return (last as pg.QueryResult).rows as Row[];
+        return (last as QueryResult).rows as Row[];
       } finally {
         await client.end();
       }
