@@ -1,0 +1,175 @@
+import { type Lsn, formatLsn, lsnOf } from './lsn.ts';
+import { type SystemIdentifier } from './system-identifier.ts';
+import { type TimelineId } from './timeline.ts';
+import { formatMicroseconds } from './timestamp.ts';
+import { INTERESTING_KINDS, WalDecoder } from './wal-decoder.ts';
+import { type WalRecord } from './wal-record.ts';
+
+/**
+ * What a WAL segment holds, as JSON. LSNs are PostgreSQL's text form; times RFC 3339 in UTC with microseconds. Only
+ * records that lie wholly in the segment are counted: one over the border to the next is in neither summary. So a
+ * summary is for finding the segments to look at; exact answers come from decoding across them.
+ */
+export interface WalSummary {
+  /** The segment's first byte. */
+  startLsn: string;
+  /** `endLsn` of the last whole record; `startLsn` if there is none. */
+  endLsn: string;
+  /** Ends of transactions, prepared ones included. */
+  commits: number;
+  aborts: number;
+  /** The earliest and the latest time of a commit; clocks may step, so not always those of the first and last commit. */
+  firstCommitTime?: string;
+  lastCommitTime?: string;
+  /** Of the last commit in the order of the WAL. */
+  lastCommitLsn?: string;
+  /** The lowest and highest transaction that ended, in the circular order of xids. */
+  minXid?: number;
+  maxXid?: number;
+  restorePoints: { name: string; time: string; lsn: string }[];
+  /** The last record continues in the next segment. */
+  endsInPartialRecord: boolean;
+  /** The segment was given up early (`pg_switch_wal()`, `archive_timeout`). */
+  switched: boolean;
+  /** From some record on, `wal_level` was `minimal`: no base backup from before can be recovered beyond it. */
+  walLevelMinimal: boolean;
+  /** Where a segment that should be complete cannot be read on, and why. Recovery would end there. */
+  damagedAt?: string;
+  damage?: string;
+}
+
+export interface WalSummaryOptions {
+  /** The LSN of the segment's first byte. */
+  start: Lsn;
+  segmentSize: number;
+  /** The timeline of the segment's name. */
+  timeline?: TimelineId;
+  systemIdentifier?: SystemIdentifier;
+  /** The WAL may end anywhere, as in a `.partial` file: an end is no damage then. */
+  partial?: boolean;
+}
+
+/** Takes a segment in pieces, for segments that are not to be held in memory. */
+export interface WalSummarizer {
+  push(bytes: Uint8Array): void;
+  finish(): WalSummary;
+}
+
+/** The summary of a segment in memory. Never throws for what the bytes hold. */
+export function summarizeWalSegment(bytes: Uint8Array, options: WalSummaryOptions): WalSummary {
+  const summarizer = createWalSummarizer(options);
+  summarizer.push(bytes);
+  return summarizer.finish();
+}
+
+export function createWalSummarizer(options: WalSummaryOptions): WalSummarizer {
+  const { start, segmentSize, timeline, systemIdentifier, partial = false } = options;
+  const decoder = new WalDecoder({
+    start,
+    segmentSize,
+    kinds: INTERESTING_KINDS,
+    ...(timeline === undefined ? {} : { timeline }),
+    ...(systemIdentifier === undefined ? {} : { systemIdentifier }),
+  });
+  const seen = new Sightings();
+  let length = 0;
+  return {
+    push(bytes) {
+      length += bytes.byteLength;
+      for (const record of decoder.push(bytes)) seen.add(record);
+    },
+    finish() {
+      const { end } = decoder;
+      const summary: WalSummary = {
+        startLsn: formatLsn(start),
+        endLsn: formatLsn(end.lsn),
+        ...seen.summary(),
+        endsInPartialRecord: end.inRecord,
+      };
+      if (partial) return summary;
+      if (end.reason !== 'needs-more') {
+        summary.damagedAt = formatLsn(end.at);
+        summary.damage = end.detail ?? 'the wal ends before the segment does';
+      } else if (length !== segmentSize) {
+        summary.damagedAt = formatLsn(lsnOf(start + BigInt(Math.min(length, segmentSize))));
+        summary.damage = `the segment has ${length} bytes instead of ${segmentSize}`;
+      }
+      return summary;
+    },
+  };
+}
+
+class Sightings {
+  #commits = 0;
+  #aborts = 0;
+  #firstTime: bigint | undefined;
+  #lastTime: bigint | undefined;
+  #lastCommit: Lsn | undefined;
+  #minXid: number | undefined;
+  #maxXid: number | undefined;
+  #switched = false;
+  #minimal = false;
+  readonly #restorePoints: WalSummary['restorePoints'] = [];
+
+  add(record: WalRecord): void {
+    switch (record.kind) {
+      case 'commit':
+      case 'commit-prepared':
+        this.#commits++;
+        this.#addXid(record.xid);
+        this.#lastCommit = record.lsn;
+        if (this.#firstTime === undefined || record.time < this.#firstTime) this.#firstTime = record.time;
+        if (this.#lastTime === undefined || record.time > this.#lastTime) this.#lastTime = record.time;
+        break;
+      case 'abort':
+      case 'abort-prepared':
+        this.#aborts++;
+        this.#addXid(record.xid);
+        break;
+      case 'restore-point':
+        this.#restorePoints.push({
+          name: record.name,
+          time: formatMicroseconds(record.time),
+          lsn: formatLsn(record.lsn),
+        });
+        break;
+      case 'switch':
+        this.#switched = true;
+        break;
+      case 'parameter-change':
+        this.#minimal ||= record.walLevel === 'minimal';
+        break;
+      case 'checkpoint':
+      case 'end-of-recovery':
+      case 'backup-end':
+      case 'other':
+        break;
+    }
+  }
+
+  summary(): Omit<WalSummary, 'startLsn' | 'endLsn' | 'endsInPartialRecord'> {
+    return {
+      commits: this.#commits,
+      aborts: this.#aborts,
+      ...(this.#firstTime === undefined ? {} : { firstCommitTime: formatMicroseconds(this.#firstTime) }),
+      ...(this.#lastTime === undefined ? {} : { lastCommitTime: formatMicroseconds(this.#lastTime) }),
+      ...(this.#lastCommit === undefined ? {} : { lastCommitLsn: formatLsn(this.#lastCommit) }),
+      ...(this.#minXid === undefined ? {} : { minXid: this.#minXid }),
+      ...(this.#maxXid === undefined ? {} : { maxXid: this.#maxXid }),
+      restorePoints: this.#restorePoints,
+      switched: this.#switched,
+      walLevelMinimal: this.#minimal,
+    };
+  }
+
+  #addXid(xid: number): void {
+    if (xid === 0) return;
+    if (this.#minXid === undefined || precedes(xid, this.#minXid)) this.#minXid = xid;
+    if (this.#maxXid === undefined || precedes(this.#maxXid, xid)) this.#maxXid = xid;
+  }
+}
+
+/** Whether one xid is older than another, which may have wrapped around. */
+function precedes(a: number, b: number): boolean {
+  return ((a - b) | 0) < 0;
+}
