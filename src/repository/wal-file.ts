@@ -1,6 +1,6 @@
 import { randomBytes } from 'node:crypto';
 
-import { HoldfastError, errorText } from '../errors.ts';
+import { HoldfastError } from '../errors.ts';
 import type { SealKind } from '../seal/sealer.ts';
 import { type WalFile, classifyWalFile } from '../postgres/wal-segment.ts';
 import { createBlake3, HashingPass } from '../stream/hash.ts';
@@ -232,9 +232,7 @@ async function removeOwnData(
   header: WalHeader,
   signal: AbortSignal | undefined,
 ): Promise<void> {
-  await repository.storage
-    .delete(header.stored.key, { ...(signal && { signal }) })
-    .catch((error: unknown) => errorText(error));
+  await repository.storage.delete(header.stored.key, { ...(signal && { signal }) }).catch(() => undefined);
 }
 
 function conflict(repository: Repository, file: WalFileToStore, header: WalHeader): HoldfastError {
@@ -271,7 +269,8 @@ function checkHeader(
 ): WalHeader {
   const file = classifyWalFile(name);
   const header = parsed as unknown as WalHeader;
-  if (parsed['format'] !== FORMAT_VERSION) throw damaged(key, `format ${String(parsed['format'])} is unknown`);
+  if (parsed['format'] !== FORMAT_VERSION)
+    throw damaged(key, `format ${String(parsed['format'])} is unknown`);
   for (const [field, type] of HEADER_FIELDS) {
     if (typeof parsed[field] !== type || parsed[field] === null)
       throw damaged(key, `"${field}" is missing or no ${type}`);
@@ -290,7 +289,8 @@ function checkHeader(
   if (sealKindOfKey(stored.key) !== header.seal || !isSize(stored.sizeBytes, 2 * MAX_FILE_BYTES)) {
     throw damaged(key, 'the object it refers to is not described');
   }
-  if (!Array.isArray(frames) || !frames.every(isFrameSize)) throw damaged(key, 'its frames are not described');
+  if (!Array.isArray(frames) || !frames.every(isFrameSize))
+    throw damaged(key, 'its frames are not described');
   const total = frames.reduce((sum, frame) => sum + frame.sizeBytes, 0);
   if (!isSize(header.sizeBytes, MAX_FILE_BYTES) || total !== header.sizeBytes) {
     throw damaged(key, 'its frames do not add up to its size');
