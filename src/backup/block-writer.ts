@@ -7,6 +7,7 @@ import {
   type MapEntry,
   SPAN_BLOCKS,
 } from '../repository/block-map.ts';
+import { packKey } from '../repository/layout.ts';
 import type { PackWriter } from '../repository/pack-writer.ts';
 import { type PreviousBackup, PriorBlocks } from '../repository/previous-backup.ts';
 import { crc32c } from '../stream/crc32c.ts';
@@ -49,6 +50,8 @@ export interface BlockCounts {
  */
 export class BlockWriter {
   readonly counts: BlockCounts = { blocks: 0, newBlocks: 0, files: 0, sizeBytes: 0 };
+  /** Keys (without the sealer's suffix) of older packs that the new map refers to. */
+  readonly reusedPacks = new Set<string>();
   readonly #blockSize: number;
   readonly #packs: PackWriter;
   readonly #previous: PreviousBackup | undefined;
@@ -182,7 +185,9 @@ export class BlockWriter {
     } else {
       const prior = this.#prior?.find(index, hash);
       if (prior !== undefined && this.#previous?.holdsBlocksOf(prior.frame.run, prior.frame.pack) === true) {
-        this.#addBlock(prior.frame, prior.plainOffset, hash);
+        if (this.#addBlock(prior.frame, prior.plainOffset, hash)) {
+          this.reusedPacks.add(packKey(this.#previous.record, prior.frame.run, 'b', prior.frame.pack));
+        }
       } else {
         this.#addBlock(this.#frame, used, hash);
         this.#frame.used += this.#fill;
@@ -198,7 +203,8 @@ export class BlockWriter {
     else this.#extents.push({ frame: undefined, plainOffset: 0, blocks: 1, hashes: [] });
   }
 
-  #addBlock(frame: Frame | FrameLocation, plainOffset: number, hash: Buffer): void {
+  /** True where it began a new extent. */
+  #addBlock(frame: Frame | FrameLocation, plainOffset: number, hash: Buffer): boolean {
     const last = this.#extents.at(-1);
     const follows =
       last?.frame !== undefined &&
@@ -207,9 +213,10 @@ export class BlockWriter {
     if (follows) {
       last.blocks += 1;
       last.hashes.push(hash);
-    } else {
-      this.#extents.push({ frame, plainOffset, blocks: 1, hashes: [hash] });
+      return false;
     }
+    this.#extents.push({ frame, plainOffset, blocks: 1, hashes: [hash] });
+    return true;
   }
 
   async #nextSpan(): Promise<void> {

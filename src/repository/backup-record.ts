@@ -1,6 +1,6 @@
 import { HoldfastError } from '../errors.ts';
 import type { SealKind } from '../seal/sealer.ts';
-import { readClearObject } from './clear-object.ts';
+import { encodeClearObject, readClearObject } from './clear-object.ts';
 import type { StoredObject } from './sealed-object.ts';
 import { type ClusterIdentity, FORMAT_VERSION, recordKey } from './layout.ts';
 import type { Storage } from '../storage/storage.ts';
@@ -59,6 +59,8 @@ export interface BackupRecord {
   /** First and last segment that must be replayed to reach consistency. */
   wal: { first: string; last: string; count: number };
   previous: string | null;
+  /** What the server said of pages with wrong checksums; empty for a clean backup. */
+  damagedPages: string[];
   references: StoredObject;
   index: StoredObject;
 }
@@ -84,6 +86,20 @@ export async function readBackupRecord(
     );
   }
   return checkRecord(parsed, key, identity, backupId);
+}
+
+/** Commits a backup: durable when it resolves. Everything the record refers to must be durable before. */
+export async function writeBackupRecord(
+  storage: Storage,
+  record: BackupRecord,
+  signal?: AbortSignal,
+): Promise<void> {
+  const key = recordKey(record, record.id);
+  const { created } = await storage.put(key, encodeClearObject({ ...record }), {
+    ifAbsent: true,
+    ...(signal && { signal }),
+  });
+  if (!created) throw new HoldfastError('assertion', `backup record ${key} exists already`);
 }
 
 /** Holds a parsed object to the shape of a record, and to the place it was found at. */
@@ -141,4 +157,5 @@ const RECORD_FIELDS = [
   ['tablespaces', 'object'],
   ['manifest', 'object'],
   ['wal', 'object'],
+  ['damagedPages', 'object'],
 ] as const;

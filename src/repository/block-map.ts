@@ -1,5 +1,5 @@
 import { HoldfastError } from '../errors.ts';
-import { ByteReader, ByteWriter } from './_byte-codec.ts';
+import { ByteReader, ByteWriter } from './byte-codec.ts';
 
 /**
  * Block maps say, for each file of a base backup, the hash of each of its blocks and where the block's bytes lie.

@@ -96,6 +96,11 @@ export async function writeChunks(
   return Promise.all(pending);
 }
 
+/** Keys (without the sealer's suffix) of the packs that chunks lie in. */
+export function packsOfChunks(identity: ClusterIdentity, chunks: readonly ChunkReference[]): Set<string> {
+  return new Set(chunks.map(({ run, pack }) => packKey(identity, run, 'm', pack)));
+}
+
 /** Stores the index (sealed: it names files) as JSON lines, in the order of the map. */
 export function writeIndex(
   repository: Repository,
