@@ -87,6 +87,11 @@ export function assert(condition: unknown, message: string): asserts condition {
   if (!condition) throw new HoldfastError('assertion', message);
 }
 
+/** For the end of an exhaustive switch: the compiler holds that it is never reached. */
+export function assertNever(value: never): never {
+  throw new HoldfastError('assertion', `unexpected value ${JSON.stringify(value)}`);
+}
+
 /** The `code` of a Node system error (`ENOENT` …), or undefined. */
 export function systemErrorCode(error: unknown): string | undefined {
   if (error instanceof Error && 'code' in error && typeof error.code === 'string') return error.code;

@@ -1,11 +1,10 @@
 import { randomBytes } from 'node:crypto';
-import { createReadStream } from 'node:fs';
-import { mkdir, mkdtemp, open, rm } from 'node:fs/promises';
+import { mkdir, mkdtemp, rm } from 'node:fs/promises';
 import { join } from 'node:path';
 
 import type { Clock } from '../clock.ts';
 import { errorText, HoldfastError } from '../errors.ts';
-import { readBackupManifest } from '../postgres/backup-manifest.ts';
+import { BackupManifestReader, type ManifestEnd } from '../postgres/backup-manifest.ts';
 import type { BackupStart } from '../postgres/base-backup-reader.ts';
 import { type ControlData, readControlData } from '../postgres/control-data.ts';
 import { formatLsn, type Lsn, parseLsn } from '../postgres/lsn.ts';
@@ -130,19 +129,15 @@ async function copyAndCommit(request: BaseBackupRequest, facts: RunFacts): Promi
   const blockPacks = new PackWriter(repository, identity, backupId, 'b', signal);
   await using spool = new MapSpool(facts.scratch);
   const blocks = new BlockWriter(blockPacks, previous, blockSizeBytes, (entry) => spool.add(entry));
-  const copy = await copyFiles(request, connection, facts, blocks, previous).catch(async (error: unknown) => {
-    await blockPacks.abort(error);
-    throw error;
-  });
+  const copy = await copyFiles(request, connection, facts, { blocks, spool, previous }).catch(
+    async (error: unknown) => {
+      await blockPacks.abort(error);
+      throw error;
+    },
+  );
   await blocks.finish();
 
-  const manifest = readBackupManifest(createReadStream(copy.manifestPath), { ...(signal && { signal }) });
-  let manifestFiles = 0;
-  for await (const file of manifest.files) {
-    manifestFiles += 1;
-    await spool.addManifestFile(file);
-  }
-  const { checksum, systemIdentifier } = await manifest.summary;
+  const { systemIdentifier } = copy.manifest;
   if (systemIdentifier !== undefined && systemIdentifier !== identity.systemIdentifier) {
     throw anotherCluster(connection.server, identity, systemIdentifier);
   }
@@ -227,7 +222,7 @@ async function copyAndCommit(request: BaseBackupRequest, facts: RunFacts): Promi
     tablespaces: start.tablespaces
       .filter(({ location }) => location.startsWith('/'))
       .map(({ oid, location }) => ({ oid, location })),
-    manifest: { checksum, files: manifestFiles },
+    manifest: { version: copy.manifest.version, files: copy.manifest.fileCount },
     wal: { first: segments[0] ?? '', last: segments.at(-1) ?? '', count: segments.length },
     previous: previous?.record.id ?? null,
     damagedPages: copy.damagedPages,
@@ -282,7 +277,7 @@ interface Copy {
   end: { stopLsn: Lsn };
   stoppedAt: Date;
   control: ControlData;
-  manifestPath: string;
+  manifest: ManifestEnd;
   damagedPages: string[];
 }
 
@@ -291,14 +286,13 @@ async function copyFiles(
   request: BaseBackupRequest,
   connection: ReplicationConnection,
   facts: RunFacts,
-  blocks: BlockWriter,
-  previous: PreviousBackup | undefined,
+  parts: { blocks: BlockWriter; spool: MapSpool; previous: PreviousBackup | undefined },
 ): Promise<Copy> {
   const { report } = request;
-  const manifestPath = join(facts.scratch, 'backup_manifest');
+  const { blocks, spool, previous } = parts;
   const damagedPages: string[] = [];
-  await using manifest = await open(manifestPath, 'wx', 0o600);
-  const sink = new CopySink(blocks, manifest, (start) => {
+  const manifest = new BackupManifestReader();
+  const sink = new CopySink(blocks, manifest, spool, (start) => {
     report({
       event: 'started',
       backupId: facts.backupId,
@@ -334,7 +328,7 @@ async function copyFiles(
     end,
     stoppedAt: request.clock.now(),
     control,
-    manifestPath,
+    manifest: manifest.finish(),
     damagedPages: end.damaged ? damagedPages : [],
   };
 }

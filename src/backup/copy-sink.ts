@@ -1,28 +1,32 @@
-import type { FileHandle } from 'node:fs/promises';
-
+import type { BackupManifestReader, ManifestFile } from '../postgres/backup-manifest.ts';
 import type { BackupEntry, BackupStart, BaseBackupSink } from '../postgres/base-backup-reader.ts';
+import { HoldfastError } from '../errors.ts';
 import type { BlockWriter } from './block-writer.ts';
+import type { MapSpool } from './map-spool.ts';
 
 const CONTROL_FILE = 'global/pg_control';
 
-/** Leads what BASE_BACKUP sends to the block writer; keeps pg_control's bytes and PostgreSQL's manifest aside. */
+/** Leads what BASE_BACKUP sends to the block writer; keeps pg_control's bytes aside and reads PostgreSQL's manifest. */
 export class CopySink implements BaseBackupSink {
   start: BackupStart | undefined;
   /** The content of `global/pg_control`. */
   control: Buffer | undefined;
   readonly #blocks: BlockWriter;
-  readonly #manifest: FileHandle;
+  readonly #manifest: BackupManifestReader;
+  readonly #spool: MapSpool;
   readonly #started: (start: BackupStart) => (doneBytes: number) => void;
   #progress: ((doneBytes: number) => void) | undefined;
   #inControl = false;
 
   constructor(
     blocks: BlockWriter,
-    manifest: FileHandle,
+    manifest: BackupManifestReader,
+    spool: MapSpool,
     started: (start: BackupStart) => (doneBytes: number) => void,
   ) {
     this.#blocks = blocks;
     this.#manifest = manifest;
+    this.#spool = spool;
     this.#started = started;
   }
 
@@ -57,12 +61,23 @@ export class CopySink implements BaseBackupSink {
   }
 
   async manifest(chunk: Buffer): Promise<void> {
-    for (let done = 0; done < chunk.length;) {
-      done += (await this.#manifest.write(chunk, done, chunk.length - done)).bytesWritten;
+    for (const file of this.#manifest.push(chunk)) {
+      await this.#spool.addManifestFile({ path: file.path, sizeBytes: file.sizeBytes, crc32c: crcOf(file) });
     }
   }
 
   progress(doneBytes: bigint): void {
     this.#progress?.(Number(doneBytes));
   }
+}
+
+/** A manifest prints the bytes of the little-endian number. */
+function crcOf(file: ManifestFile): number {
+  if (file.checksum?.algorithm !== 'CRC32C' || file.checksum.hex.length !== 8) {
+    throw new HoldfastError(
+      'checksum-mismatch',
+      `PostgreSQL's manifest has no CRC-32C of ${JSON.stringify(file.path)}`,
+    );
+  }
+  return Buffer.from(file.checksum.hex, 'hex').readUInt32LE(0);
 }

@@ -55,7 +55,7 @@ export interface BackupRecord {
   };
   tablespaces: { oid: number; location: string }[];
   /** PostgreSQL's own backup manifest, compared with what arrived. */
-  manifest: { checksum: string; files: number };
+  manifest: { version: number; files: number };
   /** First and last segment that must be replayed to reach consistency. */
   wal: { first: string; last: string; count: number };
   previous: string | null;

@@ -1,4 +1,4 @@
-import { HoldfastError } from '../errors.ts';
+import { assertNever, HoldfastError } from '../errors.ts';
 import { ByteReader, ByteWriter } from './byte-codec.ts';
 
 /**
@@ -142,6 +142,9 @@ function encodeExtents(
 /** Undoes `encodeEntry`. Hashes are views of the reader's buffer. */
 export function decodeEntry(input: ByteReader, runs: readonly string[]): MapEntry {
   const kind = KINDS[input.uint()];
+  if (kind === undefined) {
+    throw new HoldfastError('object-damaged', 'a block map holds an entry of an unknown kind');
+  }
   const path = input.text();
   switch (kind) {
     case 'file':
@@ -160,7 +163,7 @@ export function decodeEntry(input: ByteReader, runs: readonly string[]): MapEntr
     case 'link':
       return { kind, path, target: input.text() };
     default:
-      throw new HoldfastError('object-damaged', 'a block map holds an entry of an unknown kind');
+      return assertNever(kind);
   }
 }
 

@@ -1,6 +1,7 @@
 import { rm } from 'node:fs/promises';
 import type { FileHandle } from 'node:fs/promises';
 
+import { throwIfCancelled } from '../cancellation.ts';
 import { assert, HoldfastError, systemErrorCode } from '../errors.ts';
 import type { BackupRecord } from '../repository/backup-record.ts';
 import {
@@ -107,7 +108,7 @@ async function layOut(
   const planned: Planned = { files: 0, bytesWanted: 0, bytesKept: 0 };
   await using current = new CurrentFile(blockSize);
   for await (const entry of readEntries(options.repository, record, packs, options.signal)) {
-    options.signal?.throwIfAborted();
+    throwIfCancelled(options.signal);
     switch (entry.kind) {
       case 'directory':
         await tree.directory(entry.path, entry.mode);

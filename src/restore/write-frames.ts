@@ -1,5 +1,6 @@
 import type { FileHandle } from 'node:fs/promises';
 
+import { throwIfCancelled } from '../cancellation.ts';
 import { HoldfastError } from '../errors.ts';
 import type { BackupRecord } from '../repository/backup-record.ts';
 import { FRAME_MAX_BYTES, HASH_BYTES } from '../repository/block-map.ts';
@@ -57,7 +58,7 @@ export async function writeFrames(options: WriteFramesOptions): Promise<number> 
       work.frames,
       options.signal,
     )) {
-      options.signal?.throwIfAborted();
+      throwIfCancelled(options.signal);
       const task = writeFrame(compressed, frame, files, options.record.layout.blockSizeBytes)
         .then((bytes) => {
           done += bytes;
