@@ -107,7 +107,13 @@ export class WalWriter {
     return this.record(0, 0x70, 0, Buffer.concat([timestamp(time), text]));
   }
 
-  checkpoint(options: { shutdown: boolean; redo: Lsn; timeline?: number; previousTimeline?: number; seconds?: number }) {
+  checkpoint(options: {
+    shutdown: boolean;
+    redo: Lsn;
+    timeline?: number;
+    previousTimeline?: number;
+    seconds?: number;
+  }) {
     const data = Buffer.alloc(88);
     data.writeBigUInt64LE(options.redo, 0);
     data.writeUInt32LE(options.timeline ?? this.timeline, 8);
