@@ -116,10 +116,10 @@ function defaultHost(): string {
 function parseUri(text: string): Map<string, string> {
   const scheme = /^postgres(?:ql)?:\/\//.exec(text)?.[0];
   if (scheme === undefined) throw notUri(text);
-  const [rest = '', query = ''] = splitOnce(text.slice(scheme.length).replace(/#.*$/s, ''), '?');
-  const [authority = '', path = ''] = splitOnce(rest, '/');
+  const [rest, query] = splitOnce(text.slice(scheme.length).replace(/#.*$/s, ''), '?');
+  const [authority, path] = splitOnce(rest, '/');
   const at = authority.lastIndexOf('@');
-  const [user = '', password = ''] = splitOnce(at < 0 ? '' : authority.slice(0, at), ':');
+  const [user, password] = splitOnce(at < 0 ? '' : authority.slice(0, at), ':');
   const found = /^(\[[^\]]*\]|[^:]*)(?::(.*))?$/s.exec(authority.slice(at + 1));
   if (found === null)
     throw new HoldfastError('usage-invalid', 'the host of a connection URL is not understood');
@@ -159,9 +159,9 @@ function notUri(text: string): HoldfastError {
   });
 }
 
-function splitOnce(text: string, separator: string): [string, string?] {
+function splitOnce(text: string, separator: string): [string, string] {
   const at = text.indexOf(separator);
-  return at < 0 ? [text] : [text.slice(0, at), text.slice(at + separator.length)];
+  return at < 0 ? [text, ''] : [text.slice(0, at), text.slice(at + separator.length)];
 }
 
 function decode(text: string | undefined): string {
@@ -208,7 +208,7 @@ function readService(name: string): Map<string, string> {
         if (section === name) return found;
         section = line.slice(1, -1);
       } else if (section === name) {
-        const [key = '', value = ''] = splitOnce(line, '=');
+        const [key, value] = splitOnce(line, '=');
         found.set(key.trim(), value.trim());
       }
     }

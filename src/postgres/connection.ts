@@ -165,15 +165,7 @@ async function tlsOptions(target: ConnectionTarget): Promise<ConnectionOptions |
       ? {}
       : { ca: await readFile(root) }),
   };
-  switch (target.sslmode) {
-    case 'prefer':
-      return { ...identity, rejectUnauthorized: false };
-    case 'require':
-      if (identity.ca === undefined) return { ...identity, rejectUnauthorized: false };
-      return { ...identity, checkServerIdentity: () => undefined };
-    case 'verify-ca':
-      return { ...identity, checkServerIdentity: () => undefined };
-    case 'verify-full':
-      return identity;
-  }
+  const trusting = target.sslmode === 'prefer' || (target.sslmode === 'require' && identity.ca === undefined);
+  if (trusting) return { ...identity, rejectUnauthorized: false };
+  return target.sslmode === 'verify-full' ? identity : { ...identity, checkServerIdentity: () => undefined };
 }

@@ -172,24 +172,26 @@ export class ReplicationWire {
       if (copy?.pending === undefined) return true;
       this.#busy = true;
       this.#socket.pause();
-      copy.pending.then(
-        () => {
-          copy.pending = undefined;
-          this.#busy = false;
-          if (this.#failure !== undefined) return;
-          if (!this.#take(chunk, at)) return;
-          this.#drain();
-          if (!this.#isBusy()) this.#socket.resume();
-        },
-        (error: unknown) => {
-          this.#broken(error);
-        },
-      );
+      void this.#goOn(copy, chunk, at);
       return false;
     } catch (error) {
       this.#broken(error);
       return false;
     }
+  }
+
+  async #goOn(copy: CopySink, chunk: Buffer, at: number): Promise<void> {
+    try {
+      await copy.pending;
+    } catch (error) {
+      this.#broken(error);
+      return;
+    }
+    copy.pending = undefined;
+    this.#busy = false;
+    if (this.#failure !== undefined || !this.#take(chunk, at)) return;
+    this.#drain();
+    if (!this.#isBusy()) this.#socket.resume();
   }
 
   #isBusy(): boolean {
