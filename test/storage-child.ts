@@ -76,7 +76,6 @@ switch (action) {
     break;
   }
   case 'denied':
-    await storage.head('warm/up');
     dropRights();
     await everyOperation(createLocalStorage(root));
     break;
