@@ -94,6 +94,14 @@ test('RecoveryStopFinder with an lsn compares where records start', () => {
   );
 });
 
+test('RecoveryStopFinder with an lsn leaves out the time of the commit it stops behind, as the server does', () => {
+  const { place, find, at } = history();
+  const stop = find({ kind: 'lsn', lsn: lsnOf(place('c30').lsn), inclusive: true });
+  assert.equal(stop.lastCommit?.xid, 30);
+  assert.equal(stop.lastTransactionTime, at(20));
+  assert.equal(find({ kind: 'xid', xid: 30, inclusive: true }).lastTransactionTime, at(30));
+});
+
 test('RecoveryStopFinder with an xid knows the prepared transaction too', () => {
   const { place, find } = history();
   const stopAt = (xid: number, inclusive: boolean): bigint => find({ kind: 'xid', xid, inclusive }).stopLsn;

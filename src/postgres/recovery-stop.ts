@@ -16,7 +16,10 @@ export interface RecoveryStop {
   stopLsn: Lsn;
   /** The last commit that was replayed; left out if there was none. */
   lastCommit?: { time: bigint; xid: number; lsn: Lsn };
-  /** The time of the last commit or abort replayed: `pg_last_xact_replay_timestamp()`. */
+  /**
+   * What `pg_last_xact_replay_timestamp()` shows: the time of the last commit or abort replayed; but where an inclusive
+   * LSN target stops right behind one, that of the one before.
+   */
   lastTransactionTime?: bigint;
   /** The record that decided, replayed or not; at the end of WAL every target but `latest` fails the recovery. */
   stoppedBy: WalRecord | 'end-of-wal';
@@ -62,11 +65,9 @@ export class RecoveryStopFinder {
     if (stopsBefore(this.#target, record, record.previousEnd >= this.#consistentFrom)) {
       return this.#stopAt(record.previousEnd, record);
     }
-    this.#replay(record);
-    if (stopsAfter(this.#target, record, record.endLsn >= this.#consistentFrom)) {
-      return this.#stopAt(record.endLsn, record);
-    }
-    return undefined;
+    const stops = stopsAfter(this.#target, record, record.endLsn >= this.#consistentFrom);
+    this.#replay(record, stops);
+    return stops ? this.#stopAt(record.endLsn, record) : undefined;
   }
 
   /** The stop when no record follows. `endLsn` is the `endLsn` of the last record, fed or not. */
@@ -74,10 +75,11 @@ export class RecoveryStopFinder {
     return this.#stop ?? this.#stopAt(endLsn, 'end-of-wal');
   }
 
-  #replay(record: WalRecord): void {
+  #replay(record: WalRecord, stops: boolean): void {
     if (!endsTransaction(record)) return;
     const { time, xid, lsn } = record;
-    this.#lastTransactionTime = time;
+    // At an LSN the server stops before it notes the time.
+    if (!stops || this.#target.kind !== 'lsn') this.#lastTransactionTime = time;
     if (record.kind === 'commit' || record.kind === 'commit-prepared') this.#lastCommit = { time, xid, lsn };
   }
 
@@ -128,13 +130,6 @@ function stopsAfter(target: RecoveryTarget, record: WalRecord, isConsistent: boo
 }
 
 function endsTransaction(record: WalRecord): record is WalTransactionEnd {
-  switch (record.kind) {
-    case 'commit':
-    case 'abort':
-    case 'commit-prepared':
-    case 'abort-prepared':
-      return true;
-    default:
-      return false;
-  }
+  const { kind } = record;
+  return kind === 'commit' || kind === 'abort' || kind === 'commit-prepared' || kind === 'abort-prepared';
 }
