@@ -1,6 +1,6 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
-import fc from 'fast-check';
+import * as fc from 'fast-check';
 
 import { timelineOf } from '../postgres/timeline.ts';
 import { walSegmentName } from '../postgres/wal-segment.ts';
