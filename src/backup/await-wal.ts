@@ -32,7 +32,7 @@ export interface AwaitWalOptions {
   /** How long the newest of them may take to arrive. */
   timeoutMs: number;
   /** Told once, when there is something to wait for. */
-  waiting: (missing: WalSegmentName) => void;
+  waiting: (missing: WalSegmentName) => Promise<void>;
   signal?: AbortSignal;
 }
 
@@ -55,7 +55,7 @@ export async function awaitWal(options: AwaitWalOptions): Promise<void> {
         break;
       }
       if (clock.monotonicMs() >= deadline) throw notArchived(options, segment);
-      if (!told) options.waiting(segment);
+      if (!told) await options.waiting(segment);
       told = true;
       await clock.sleep(pause, signal);
     }

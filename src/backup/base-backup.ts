@@ -51,7 +51,10 @@ export interface BaseBackupRequest {
   /** How long WAL may take to arrive after the copy. */
   walTimeoutMs: number;
   blockSizeBytes?: number;
+  /** Bytes per second. */
   maxRate?: number;
+  /** Called once before waiting for WAL that is not there yet: a chance to end the segment. */
+  endSegment?: () => Promise<void>;
   checkpoint?: 'fast' | 'spread';
   report: (event: BaseBackupEvent) => void;
   signal?: AbortSignal;
@@ -165,7 +168,12 @@ async function copyAndCommit(request: BaseBackupRequest, facts: RunFacts): Promi
     stopLsn: end.stopLsn,
     clock,
     timeoutMs: request.walTimeoutMs,
-    waiting: (segment) => report({ event: 'waiting-for-wal', segment }),
+    waiting: async (segment) => {
+      report({ event: 'waiting-for-wal', segment });
+      await request.endSegment?.().catch((error: unknown) => {
+        report({ event: 'warning', text: `the WAL segment could not be ended: ${errorText(error)}` });
+      });
+    },
     ...(signal && { signal }),
   });
   const sum = (objects: readonly StoredObject[]): number =>
