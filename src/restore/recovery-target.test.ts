@@ -120,7 +120,7 @@ test('parseRecoveryRequest() reads each kind of target', () => {
     inclusive: false,
   });
   assert.deepEqual(target({ targetLsn: '0/3000060' }), { kind: 'lsn', lsn: 0x3000060n, inclusive: true });
-  assert.deepEqual(target({ targetXid: '4294968037' }), { kind: 'xid', xid: 741n, inclusive: true });
+  assert.deepEqual(target({ targetXid: '4294968037' }), { kind: 'xid', xid: 741, inclusive: true });
   assert.deepEqual(target({ targetName: 'it\'s "here"' }), { kind: 'name', name: 'it\'s "here"' });
 });
 

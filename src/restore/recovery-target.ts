@@ -1,18 +1,8 @@
 import { HoldfastError } from '../errors.ts';
-import { type Lsn, formatLsn, parseLsn } from '../postgres/lsn.ts';
+import { formatLsn, parseLsn } from '../postgres/lsn.ts';
+import type { RecoveryTarget } from '../postgres/recovery-stop.ts';
 import { type TimelineId, timelineOf } from '../postgres/timeline.ts';
 import { type Instant, type LocalOffset, formatInstant, parseInstant } from './instant.ts';
-
-/** Where recovery shall end. PostgreSQL manual, "Recovery Target". */
-export type RecoveryTarget =
-  /** Everything the archive holds. */
-  | { kind: 'latest' }
-  /** As soon as the base backup is consistent. */
-  | { kind: 'immediate' }
-  | { kind: 'time'; time: Instant; inclusive: boolean }
-  | { kind: 'lsn'; lsn: Lsn; inclusive: boolean }
-  | { kind: 'xid'; xid: bigint; inclusive: boolean }
-  | { kind: 'name'; name: string };
 
 /**
  * `auto`: the one branch that descends from the chosen backup. `latest`: the youngest descendant. `current`: the
@@ -115,7 +105,7 @@ function parseTarget(options: TargetOptions, reading: ReadingOptions): RecoveryT
 }
 
 /** PostgreSQL compares 32-bit transaction ids; the upper half that `pg_current_xact_id()` shows is the epoch. */
-function parseXid(text: string): bigint {
+function parseXid(text: string): number {
   const value = /^[0-9]{1,20}$/.test(text) ? BigInt(text) : 0n;
   const xid = value & 0xffff_ffffn;
   if (xid < 3n || value > 0xffff_ffff_ffff_ffffn) {
@@ -123,7 +113,7 @@ function parseXid(text: string): bigint {
       hint: 'write the number that "select pg_current_xact_id()" showed in that transaction',
     });
   }
-  return xid;
+  return Number(xid);
 }
 
 function checkName(name: string): string {
@@ -195,5 +185,7 @@ export function describeTarget(target: RecoveryTarget): string {
       return `transaction ${target.xid}${target.inclusive ? '' : ', exclusive'}`;
     case 'name':
       return `restore point "${target.name}"`;
+    default:
+      return target satisfies never;
   }
 }

@@ -1,6 +1,7 @@
 import { HoldfastError } from '../errors.ts';
 import { type Lsn, formatLsn, lsnOf } from '../postgres/lsn.ts';
 import {
+  type TimelineAncestor,
   type TimelineHistory,
   type TimelineId,
   formatTimeline,
@@ -51,9 +52,10 @@ export function timelineTree(
     parents.set(child, { timeline: parent, at });
   };
   for (const { timeline, entries } of byTimeline.values()) {
-    entries.forEach((entry, index) => {
-      all.add(entry.timeline);
-      link(entries[index + 1]?.timeline ?? timeline, entry.timeline, entry.end);
+    for (const entry of entries) all.add(entry.timeline);
+    const ancestors = effectiveAncestors(entries);
+    ancestors.forEach((entry, index) => {
+      link(ancestors[index + 1]?.timeline ?? timeline, entry.timeline, entry.end);
     });
   }
   const timelines = [...all].sort((a, b) => a - b);
@@ -73,6 +75,23 @@ export function timelineTree(
       return pathTo(timeline, parents);
     },
   };
+}
+
+/**
+ * Recovery along timeline 2 that ends before 2 begins makes a timeline whose file still lists 2 as its parent, with an end
+ * before its begin. What it really grew out of is the ancestor that holds that position.
+ */
+function effectiveAncestors(entries: readonly TimelineAncestor[]): TimelineAncestor[] {
+  const kept: TimelineAncestor[] = [];
+  for (const entry of entries) {
+    let { timeline } = entry;
+    for (let last = kept.at(-1); last !== undefined && last.end >= entry.end; last = kept.at(-1)) {
+      timeline = last.timeline;
+      kept.pop();
+    }
+    kept.push({ ...entry, timeline });
+  }
+  return kept;
 }
 
 function pathTo(

@@ -1,0 +1,298 @@
+import { HoldfastError } from '../errors.ts';
+import { type Lsn, formatLsn } from '../postgres/lsn.ts';
+import type { RecoveryTarget } from '../postgres/recovery-stop.ts';
+import type { TimelineId } from '../postgres/timeline.ts';
+import { lastSegmentBefore, segmentOfLsn, segmentStart, walSegmentName } from '../postgres/wal-segment.ts';
+import type { BackupRecord } from '../repository/backup-record.ts';
+import type { ClusterIdentity } from '../repository/layout.ts';
+import type { Repository } from '../repository/repository.ts';
+import type { WalHighWaterMark } from '../repository/wal-high-water.ts';
+import { type BackupOutcome, tryBackup } from './backup-stop.ts';
+import { type Candidate, candidateOf, candidatesOn } from './choose-backup.ts';
+import { countSegments, coveringTimeline, type Coverage } from './coverage.ts';
+import { ambiguous, unreachable } from './plan-errors.ts';
+import type { TimelineChoice } from './recovery-target.ts';
+import type { StopPoint } from './stop-point.ts';
+import { type TimelinePath, branchTips, describeTimeline, isOnPath } from './timelines.ts';
+import { type WalArchive, isUnusable, listedEnd } from './wal-archive.ts';
+import { readNote } from './segment-note.ts';
+
+/** Everything that a restore will do, known before a byte is written. */
+export interface RestorePlan {
+  repository: Repository;
+  identity: ClusterIdentity;
+  target: RecoveryTarget;
+  backup: BackupRecord;
+  /** The timelines recovery passes through, up to the one it stops on. */
+  path: TimelinePath;
+  /** Every segment that recovery reads. */
+  segments: { first: string; last: string; count: number };
+  bytes: {
+    /** Size of the data directory. */
+    write: number;
+    /** Stored size of the backup, all of its packs. */
+    readBackup: number;
+    readWal: number;
+  };
+  stop: StopPoint;
+  /** What the user should know about the choice. */
+  notes: string[];
+}
+
+export interface PlanOptions {
+  archive: WalArchive;
+  backups: readonly BackupRecord[];
+  target: RecoveryTarget;
+  timeline: TimelineChoice;
+  /** Only this backup. */
+  backupId?: string | undefined;
+  /** The newest WAL this host ever saw confirmed. */
+  highWater?: WalHighWaterMark | undefined;
+  signal?: AbortSignal | undefined;
+  /** Told which backup is looked at and how many segments behind it. */
+  progress?: ((backupId: string, segments: number) => void) | undefined;
+}
+
+/** What following one path came to. */
+export interface PathOutcome {
+  tip: TimelineId;
+  path: TimelinePath;
+  candidates: readonly Candidate[];
+  reached: { candidate: Candidate; stop: StopPoint; coverage: Coverage } | undefined;
+  tried: readonly { candidate: Candidate; outcome: BackupOutcome }[];
+}
+
+/**
+ * Finds the newest backup that leads to the target, and exactly where recovery will stop, by reading the archived WAL.
+ * Writes nothing. Throws `target-unreachable` (with the nearest points that can be reached), `target-ambiguous` where the
+ * target lies on several branches, `wal-gap` where `latest` would end before WAL that is known to exist,
+ * `backup-unknown`.
+ */
+export async function planRestore(options: PlanOptions): Promise<RestorePlan> {
+  const { archive, target } = options;
+  const notes: string[] = archive.problems.map((problem) => problem);
+  const candidates = selectBackups(options);
+  const outcomes: PathOutcome[] = [];
+  for (const { tip, eligible } of await pathsToTry(options, candidates)) {
+    outcomes.push(await followPath(options, tip, eligible, notes));
+  }
+  const chosen = choosePath(options, outcomes, notes);
+  if (chosen?.reached === undefined) throw await unreachable(options, outcomes, candidates);
+  const { candidate, stop, coverage } = chosen.reached;
+  if (target.kind === 'latest') refuseLostEnd(options, chosen, coverage, notes);
+  const segments = await measureSegments(archive, candidate, stop, coverage);
+  return {
+    repository: archive.repository,
+    identity: archive.identity,
+    target,
+    backup: candidate.record,
+    path: pathUpTo(chosen.path, stop.timeline),
+    segments: segments.named,
+    bytes: {
+      write: candidate.record.files.sizeBytes,
+      readBackup: candidate.record.stored.totalBytes,
+      readWal: segments.storedBytes,
+    },
+    stop,
+    notes,
+  };
+}
+
+function selectBackups({ backups, backupId, archive }: PlanOptions): Candidate[] {
+  const all = backups.map((record) => candidateOf(record));
+  const cluster = archive.identity.cluster;
+  const hint = `run "holdfast list ${cluster}" to see which backups there are`;
+  if (backupId !== undefined) {
+    const one = all.filter(({ record }) => record.id === backupId);
+    if (one.length === 0) {
+      throw new HoldfastError(
+        'backup-unknown',
+        `there is no backup ${backupId} of cluster ${cluster} in repository ${archive.repository.name}`,
+        { hint },
+      );
+    }
+    return one;
+  }
+  if (all.length === 0) {
+    throw new HoldfastError(
+      'target-unreachable',
+      `repository ${archive.repository.name} has no usable base backup of cluster ${cluster}`,
+      {
+        hint: `make one: holdfast backup base ${cluster}`,
+      },
+    );
+  }
+  return all;
+}
+
+/** The branches to follow, each with the backups it may begin with. */
+async function pathsToTry(
+  { archive, timeline }: PlanOptions,
+  candidates: readonly Candidate[],
+): Promise<{ tip: TimelineId; eligible: readonly Candidate[] }[]> {
+  const { tree } = archive;
+  if (timeline === 'current') {
+    const tips = [...new Set(candidates.map((one) => one.timeline))];
+    return tips.map((tip) => ({ tip, eligible: candidates.filter((one) => one.timeline === tip) }));
+  }
+  if (timeline !== 'auto' && timeline !== 'latest') return [{ tip: timeline, eligible: candidates }];
+  if (timeline === 'latest') {
+    const leading = tree.timelines.filter((tip) => leadsAnywhere(archive, tip, candidates));
+    const tip = leading.at(-1);
+    return tip === undefined ? [] : [{ tip, eligible: candidates }];
+  }
+  const reach = await exactReach(archive);
+  const tips = branchTips(tree, reach).filter((tip) => leadsAnywhere(archive, tip, candidates));
+  return tips.map((tip) => ({ tip, eligible: candidates }));
+}
+
+function leadsAnywhere(archive: WalArchive, tip: TimelineId, candidates: readonly Candidate[]): boolean {
+  try {
+    return candidatesOn(archive.tree.path(tip), candidates).length > 0;
+  } catch (error) {
+    // A timeline whose history file is missing: it is named among the problems.
+    if (error instanceof HoldfastError && error.code === 'target-unreachable') return false;
+    throw error;
+  }
+}
+
+/** How far each timeline reaches; to the byte where its last segment is the one that another forked off in. */
+async function exactReach(archive: WalArchive): Promise<(timeline: TimelineId) => Lsn | undefined> {
+  const ends = new Map<TimelineId, Lsn | undefined>();
+  for (const timeline of archive.tree.timelines) {
+    let end = listedEnd(archive, timeline);
+    const last = archive.ranges(timeline).at(-1)?.last;
+    const forksThere = archive.tree
+      .children(timeline)
+      .some(({ at }) => last !== undefined && lastSegmentBefore(at, archive.segmentSize) === last);
+    if (forksThere && last !== undefined) {
+      const facts = await archive.examine(timeline, last);
+      if (!isUnusable(facts)) end = readNote(facts.wal)?.endLsn ?? end;
+    }
+    ends.set(timeline, end);
+  }
+  return (timeline) => ends.get(timeline);
+}
+
+async function followPath(
+  options: PlanOptions,
+  tip: TimelineId,
+  eligible: readonly Candidate[],
+  notes: string[],
+): Promise<PathOutcome> {
+  const { archive, target } = options;
+  const path = archive.tree.path(tip);
+  const candidates = candidatesOn(path, eligible);
+  const tried: { candidate: Candidate; outcome: BackupOutcome }[] = [];
+  for (const candidate of candidates) {
+    options.signal?.throwIfAborted();
+    const outcome = await tryBackup({
+      archive,
+      path,
+      candidate,
+      target,
+      signal: options.signal,
+      progress: (segments) => options.progress?.(candidate.record.id, segments),
+      onUnusable: ({ name, reason }) => {
+        notes.push(`wal segment ${name} cannot be used: ${reason}`);
+      },
+    });
+    tried.push({ candidate, outcome });
+    if (outcome.kind === 'reached') {
+      return {
+        tip,
+        path,
+        candidates,
+        reached: { candidate, stop: outcome.stop, coverage: outcome.coverage },
+        tried,
+      };
+    }
+    // What this backup cannot reach for want of WAL, no older one can.
+    if (outcome.kind === 'short') break;
+  }
+  return { tip, path, candidates, reached: undefined, tried };
+}
+
+/** The one path to take, or none. Throws `target-ambiguous` where the branches differ in what the target means. */
+function choosePath(
+  options: PlanOptions,
+  outcomes: readonly PathOutcome[],
+  notes: string[],
+): PathOutcome | undefined {
+  const newestFirst = (a: PathOutcome, b: PathOutcome): number => {
+    const [left, right] = [a.reached?.candidate.stoppedAt ?? 0n, b.reached?.candidate.stoppedAt ?? 0n];
+    return left < right ? 1 : left > right ? -1 : b.tip - a.tip;
+  };
+  const reaching = outcomes.filter((one) => one.reached !== undefined).sort(newestFirst);
+  const best = reaching[0];
+  if (best?.reached === undefined) return undefined;
+  const { candidate, stop } = best.reached;
+  const rivals = outcomes.filter((other) => {
+    if (other === best || isOnPath(other.path, stop.timeline, stop.lsn)) return false;
+    return isOnPath(other.path, candidate.timeline, candidate.stop);
+  });
+  if (rivals.length > 0 && options.timeline === 'auto') throw ambiguous(options.target, [best, ...rivals]);
+  for (const other of outcomes) {
+    if (other === best || rivals.includes(other) || isOnPath(other.path, stop.timeline, stop.lsn)) continue;
+    notes.push(
+      `${describeTimeline(other.tip)} is another branch, which does not come from this backup; to follow it give --target-timeline ${other.tip}`,
+    );
+  }
+  return best;
+}
+
+/** `latest` must not end before WAL that this host saw stored. */
+function refuseLostEnd(
+  { highWater, archive }: PlanOptions,
+  { path }: PathOutcome,
+  coverage: Coverage,
+  notes: string[],
+): void {
+  if (highWater === undefined) return;
+  const last = coverage.pieces.at(-1);
+  const end = last === undefined ? 0n : segmentStart(last.last + 1n, archive.segmentSize);
+  const part = path.find(({ timeline }) => timeline === highWater.timeline);
+  if (part === undefined && highWater.timeline < (path.at(-1)?.timeline ?? 0)) {
+    notes.push(`this host last archived on timeline ${highWater.timeline}, which is not on the way`);
+    return;
+  }
+  const known = part?.end !== undefined && part.end < highWater.endLsn ? part.end : highWater.endLsn;
+  if (part !== undefined && known <= end) return;
+  throw new HoldfastError(
+    'wal-gap',
+    `wal was lost from the end of the archive: ${highWater.name} was stored (up to ${formatLsn(highWater.endLsn)}) and is no longer there`,
+    {
+      hint: `use another repository, or accept the loss with --target-lsn ${formatLsn(end as Lsn)} (or another explicit target)`,
+      context: { lost: highWater.name, lastCommitTime: highWater.lastCommitTime },
+    },
+  );
+}
+
+async function measureSegments(
+  archive: WalArchive,
+  candidate: Candidate,
+  stop: StopPoint,
+  coverage: Coverage,
+): Promise<{ named: RestorePlan['segments']; storedBytes: number }> {
+  const size = archive.segmentSize;
+  const first = segmentOfLsn(candidate.start, size);
+  const last = lastSegmentBefore(stop.neededLsn, size);
+  let storedBytes = 0;
+  for (const piece of coverage.pieces) {
+    for (let segment = piece.first; segment <= piece.last && segment <= last; segment += 1n) {
+      const facts = await archive.examine(piece.timeline, segment);
+      if (!isUnusable(facts)) storedBytes += facts.storedBytes;
+    }
+  }
+  const name = (segment: bigint): string =>
+    walSegmentName(coveringTimeline(coverage, segment) ?? candidate.timeline, segment, size);
+  return {
+    named: { first: name(first), last: name(last), count: countSegments(coverage, last) },
+    storedBytes,
+  };
+}
+
+function pathUpTo(path: TimelinePath, timeline: TimelineId): TimelinePath {
+  const at = path.findIndex((part) => part.timeline === timeline);
+  return at < 0 ? path : path.slice(0, at + 1);
+}
