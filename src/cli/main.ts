@@ -1,0 +1,65 @@
+import { HoldfastError } from '../errors.ts';
+import { exitStatus } from './exit.ts';
+import { formatError } from './report-error.ts';
+import type { Sink } from './output.ts';
+import { splitCommand } from './split-command.ts';
+import type { WalKind } from './wal-program.ts';
+
+/**
+ * The program. PostgreSQL runs `wal push` and `wal fetch` once per segment, so those two load a small program of their
+ * own; everything else loads its one command.
+ */
+const words = process.argv.slice(2);
+const controller = new AbortController();
+const { name, rest } = splitCommand(words, ['wal push', 'wal fetch']);
+const wal: WalKind | undefined = name === 'wal push' ? 'push' : name === 'wal fetch' ? 'fetch' : undefined;
+const world = {
+  stdout: sink(process.stdout),
+  stderr: sink(process.stderr),
+  environment: process.env,
+  directory: process.cwd(),
+  signal: controller.signal,
+};
+
+for (const signal of ['SIGINT', 'SIGTERM', 'SIGHUP'] as const) {
+  process.on(signal, () => {
+    if (controller.signal.aborted) void fail(new HoldfastError('cancelled', 'cancelled'));
+    controller.abort(new HoldfastError('cancelled', `cancelled by ${signal}`));
+  });
+}
+// The reader of a pipe went away (`holdfast list | head`): there is nobody left to tell.
+process.stdout.on('error', () => process.exit(0));
+process.on('uncaughtException', (error) => void fail(error));
+process.on('unhandledRejection', (error) => void fail(error));
+
+try {
+  if (wal === undefined) {
+    const { runProgram } = await import('./program.ts');
+    await runProgram(words, world);
+    process.exit(0);
+  }
+  const { runWalProgram } = await import('./wal-program.ts');
+  process.exit(await runWalProgram(wal, rest, world));
+} catch (error) {
+  await fail(error);
+}
+
+/** Output to files and pipes is synchronous on Linux, so leaving at once cuts nothing off. */
+async function fail(error: unknown): Promise<never> {
+  if (wal === undefined) {
+    const style = { json: words.includes('--json'), verbose: words.includes('--verbose') };
+    world.stderr.write(formatError(error, style));
+    process.exit(exitStatus(error));
+  }
+  const { walFailure } = await import('./wal-program.ts');
+  process.exit(walFailure(wal, error, rest, world));
+}
+
+function sink(stream: NodeJS.WriteStream): Sink {
+  return {
+    write: (text) => void stream.write(text),
+    // Absent, not false, where it is no terminal.
+    isTerminal: Boolean(stream.isTTY),
+    columns: () => stream.columns,
+  };
+}

@@ -1,0 +1,20 @@
+import type { CommandSpec } from './command.ts';
+
+interface Entry {
+  name: string;
+  load: () => Promise<CommandSpec>;
+}
+
+/** Every command, in the order of help. A run loads the one it needs. */
+export const COMMANDS: readonly Entry[] = [
+  { name: 'check', load: async () => (await import('./commands/check.ts')).check },
+  { name: 'backup base', load: async () => (await import('./commands/backup-base.ts')).backupBase },
+  { name: 'list', load: async () => (await import('./commands/list.ts')).list },
+  { name: 'show', load: async () => (await import('./commands/show.ts')).show },
+  { name: 'wal push', load: async () => (await import('./commands/wal-push.ts')).walPush },
+  { name: 'wal fetch', load: async () => (await import('./commands/wal-fetch.ts')).walFetch },
+];
+
+export async function loadAll(): Promise<CommandSpec[]> {
+  return Promise.all(COMMANDS.map(async (command) => command.load()));
+}
