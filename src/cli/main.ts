@@ -1,3 +1,5 @@
+import { isatty } from 'node:tty';
+
 import { HoldfastError } from '../errors.ts';
 import { exitStatus } from './exit.ts';
 import { formatError } from './report-error.ts';
@@ -55,11 +57,10 @@ async function fail(error: unknown): Promise<never> {
   process.exit(walFailure(wal, error, rest, world));
 }
 
-function sink(stream: NodeJS.WriteStream): Sink {
+function sink(stream: NodeJS.WriteStream & { fd: number }): Sink {
   return {
     write: (text) => void stream.write(text),
-    // Absent, not false, where it is no terminal.
-    isTerminal: Boolean(stream.isTTY),
+    isTerminal: isatty(stream.fd),
     columns: () => stream.columns,
   };
 }

@@ -12,7 +12,7 @@ import type { ParsedCommand } from './parse-command.ts';
 export function parsePlain(spec: CommandSpec, words: readonly string[]): ParsedCommand {
   const declared = [...spec.options, ...GLOBAL_OPTIONS].map((option) => {
     const [long = '', value] = option.flags.replace(/^--/, '').split(' ');
-    const multiple = 'repeatable' in option && option.repeatable === true;
+    const multiple = 'repeatable' in option && option.repeatable;
     return { long, type: value === undefined ? ('boolean' as const) : ('string' as const), multiple };
   });
   let parsed;

@@ -7,6 +7,7 @@ interface Entry {
 
 /** Every command, in the order of help. A run loads the one it needs. */
 export const COMMANDS: readonly Entry[] = [
+  { name: 'init', load: async () => (await import('./commands/init.ts')).init },
   { name: 'check', load: async () => (await import('./commands/check.ts')).check },
   { name: 'backup base', load: async () => (await import('./commands/backup-base.ts')).backupBase },
   { name: 'list', load: async () => (await import('./commands/list.ts')).list },
