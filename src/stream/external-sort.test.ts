@@ -45,7 +45,9 @@ test('ExternalSort gives what a stable in-memory sort gives, over any number of 
   );
 });
 
-test('ExternalSort removes its files when reading stops early', async () => {
+test('ExternalSort closes and removes its files when reading stops early', async () => {
+  const openFiles = async (): Promise<number> => (await readdir('/proc/self/fd')).length;
+  const before = await openFiles();
   {
     await using sort = new ExternalSort(scratch, 300);
     for (let i = 0; i < 50; i += 1) await sort.add(String(50 - i), Buffer.alloc(100));
@@ -53,6 +55,7 @@ test('ExternalSort removes its files when reading stops early', async () => {
       assert.equal(item.key, '1');
       break;
     }
+    assert.equal(await openFiles(), before);
   }
   assert.deepEqual(await readdir(scratch), []);
 });

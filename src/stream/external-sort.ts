@@ -10,7 +10,11 @@ export interface SortRecord {
 }
 
 const RUN_BYTES = 8 * 1024 * 1024;
-const READ_BYTES = 256 * 1024;
+const WRITE_BYTES = 256 * 1024;
+/** For all runs together: each gets its share, within sensible bounds. */
+const READ_BYTES = 16 * 1024 * 1024;
+const MIN_READ_BYTES = 16 * 1024;
+const MAX_READ_BYTES = 256 * 1024;
 /** What a record costs in memory beside its bytes, by measurement about this much. */
 const RECORD_OVERHEAD_BYTES = 160;
 
@@ -44,9 +48,14 @@ export class ExternalSort implements AsyncDisposable {
   async *sorted(): AsyncGenerator<SortRecord> {
     const last = sortRecords(this.#records);
     this.#records = [];
-    const sources: AsyncIterator<SortRecord>[] = this.#runs.map((run) => readRun(run));
-    sources.push(asIterator(last));
-    yield* merge(sources);
+    const share = Math.floor(READ_BYTES / Math.max(1, this.#runs.length));
+    const readBytes = Math.min(MAX_READ_BYTES, Math.max(MIN_READ_BYTES, share));
+    const sources = [...this.#runs.map((run) => readRun(run, readBytes)), asIterator(last)];
+    try {
+      yield* merge(sources);
+    } finally {
+      for (const source of sources) await source.return(undefined);
+    }
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
@@ -71,7 +80,7 @@ export class ExternalSort implements AsyncDisposable {
       head.writeUInt32LE(record.value.length, 4);
       parts.push(head, key, record.value);
       size += 8 + key.length + record.value.length;
-      if (size >= READ_BYTES) {
+      if (size >= WRITE_BYTES) {
         await writeAll(file, Buffer.concat(parts, size));
         parts = [];
         size = 0;
@@ -95,12 +104,12 @@ async function* asIterator(records: SortRecord[]): AsyncGenerator<SortRecord> {
   yield* records;
 }
 
-async function* readRun(path: string): AsyncGenerator<SortRecord> {
+async function* readRun(path: string, readBytes: number): AsyncGenerator<SortRecord> {
   await using file = await open(path, 'r');
   let buffered: Buffer = Buffer.alloc(0);
   const need = async (bytes: number): Promise<boolean> => {
     while (buffered.length < bytes) {
-      const chunk = Buffer.allocUnsafe(Math.max(READ_BYTES, bytes - buffered.length));
+      const chunk = Buffer.allocUnsafe(Math.max(readBytes, bytes - buffered.length));
       const { bytesRead } = await file.read(chunk, 0, chunk.length, null);
       if (bytesRead === 0) return false;
       buffered = Buffer.concat([buffered, chunk.subarray(0, bytesRead)]);

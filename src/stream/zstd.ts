@@ -48,7 +48,8 @@ export function decompressBounded(frame: Buffer, maxBytes: number): Promise<Buff
   return new Promise((resolve, reject) => {
     zstdDecompress(
       frame,
-      { chunkSize: Math.max(64, maxBytes), maxOutputLength: Math.max(64, maxBytes) },
+      // One byte more than can come: a chunk that is filled to its end costs another trip through the pool.
+      { chunkSize: Math.max(64, maxBytes + 1), maxOutputLength: Math.max(64, maxBytes) },
       (error, out) =>
         error === null
           ? resolve(out)
