@@ -174,6 +174,13 @@ export async function createCluster(options: ClusterOptions = {}): Promise<TestC
 /** What this process must not leave behind, however it ends. */
 const leftOver = { servers: new Set<number>(), directories: new Set<string>() };
 
+// A test runner ends what takes too long by a signal, which would skip the clean-up below.
+for (const signal of ['SIGINT', 'SIGTERM', 'SIGHUP'] as const) {
+  process.once(signal, () => {
+    process.exit(1);
+  });
+}
+
 process.once('exit', () => {
   for (const pid of leftOver.servers) {
     try {

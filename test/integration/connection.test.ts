@@ -16,6 +16,7 @@ import {
 import { parseLsn } from '../../src/postgres/lsn.ts';
 import { connectReplication } from '../../src/postgres/replication.ts';
 import { availableMajors, createCluster, giveToServer, scratchDirectory } from '../harness/cluster.ts';
+import { freePort } from '../harness/free-port.ts';
 
 function failure(code: string, pattern: RegExp, secret = 'never-there') {
   return (error: unknown): boolean => {
@@ -28,19 +29,6 @@ function failure(code: string, pattern: RegExp, secret = 'never-there') {
     );
     return true;
   };
-}
-
-async function freePort(): Promise<number> {
-  const server = createServer();
-  await new Promise<void>((resolve) => {
-    server.listen(0, '127.0.0.1', resolve);
-  });
-  const address = server.address();
-  assert.ok(typeof address === 'object' && address !== null);
-  await new Promise((resolve) => {
-    server.close(resolve);
-  });
-  return address.port;
 }
 
 for (const major of await availableMajors()) {
@@ -155,13 +143,13 @@ void describe('connect()', () => {
 
   void it('connect() with passwords: wrong, missing, from .pgpass, from a service', async () => {
     const port = await freePort();
-    await using cluster = await createCluster({ port });
-    await cluster.sql(`CREATE ROLE careful LOGIN REPLICATION PASSWORD 'sesame:1'`);
+    await using cluster = await createCluster({ port, start: false });
     await writeFile(
       join(cluster.dataDir, 'pg_hba.conf'),
       'local all all trust\nhost all,replication all 127.0.0.1/32 scram-sha-256\n',
     );
-    await cluster.sql('SELECT pg_reload_conf()');
+    await cluster.start();
+    await cluster.sql(`CREATE ROLE careful LOGIN REPLICATION PASSWORD 'sesame:1'`);
     const url = `postgres://careful@127.0.0.1:${port}/postgres`;
     const withPassword = url.replace('@', ':wrong-sesame@');
     await assert.rejects(

@@ -31,6 +31,7 @@ import {
   giveToServer,
   scratchDirectory,
 } from '../harness/cluster.ts';
+import { freePort } from '../harness/free-port.ts';
 
 interface SeenFile {
   sizeBytes: number;
@@ -240,7 +241,7 @@ for (const major of majors) {
 
 void describe('baseBackup()', () => {
   void it('baseBackup() over TCP is the same', async () => {
-    await using cluster = await createCluster({ port: 20_000 + (process.pid % 20_000) });
+    await using cluster = await createCluster({ port: await freePort() });
     const url = `postgres://postgres@127.0.0.1:${cluster.port}/postgres`;
     await using connection = await connectReplication(url);
     assert.equal(connection.server, `127.0.0.1:${cluster.port}`);
