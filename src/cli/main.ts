@@ -11,6 +11,9 @@ import type { WalKind } from './wal-program.ts';
  * The program. PostgreSQL runs `wal push` and `wal fetch` once per segment, so those two load a small program of their
  * own; everything else loads its one command.
  */
+// Meant for this process, not for the servers and programs it starts, which may run as another user.
+delete process.env['NODE_COMPILE_CACHE'];
+
 const words = process.argv.slice(2);
 const controller = new AbortController();
 const { name, rest } = splitCommand(words, ['wal push', 'wal fetch']);
