@@ -14,6 +14,7 @@ export const COMMANDS: readonly Entry[] = [
   { name: 'show', load: async () => (await import('./commands/show.ts')).show },
   { name: 'wal push', load: async () => (await import('./commands/wal-push.ts')).walPush },
   { name: 'wal fetch', load: async () => (await import('./commands/wal-fetch.ts')).walFetch },
+  { name: 'demo', load: async () => (await import('./commands/demo.ts')).demo },
 ];
 
 export async function loadAll(): Promise<CommandSpec[]> {
