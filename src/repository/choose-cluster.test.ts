@@ -69,6 +69,22 @@ test('chooseCluster() does not split a history when the configuration calls the 
   assert.equal(await chosen({ configured: ['app', 'shop'], named: 'shop' }, twice), 'shop');
 });
 
+test('chooseCluster() accepts a history that another process begins at this moment', async () => {
+  const repository = await holding();
+  const inner = repository.storage;
+  const begun = await holding(`app/${MINE}`);
+  let lists = 0;
+  const storage = {
+    ...inner,
+    list: (prefix: string, options = {}) => {
+      lists += 1;
+      return (lists > 1 ? begun.storage : inner).list(prefix, options);
+    },
+  };
+  assert.equal(await chosen({ configured: ['app'] }, { ...repository, storage }), 'app');
+  assert.ok(lists > 1);
+});
+
 test('listHistories() gives each history once, also where one is a prefix of another', async () => {
   const histories = ['a-b/7', 'a/7', 'a/70', 'a/700', 'a/71', 'a/8', 'a0/7'];
   const listed = await Array.fromAsync(listHistories(await holding(...histories.toReversed())));

@@ -40,6 +40,8 @@ export async function chooseCluster(
   if (choice.adopt === systemIdentifier) return { cluster, systemIdentifier };
   const known = await identifiersByName(repositories, signal);
   const others = known.get(cluster);
+  // Another process may have begun the very same history since it was looked for.
+  if (others?.has(systemIdentifier) === true) return { cluster, systemIdentifier };
   if (others !== undefined) throw otherIdentifier(cluster, systemIdentifier, [...others]);
   if (choice.named === undefined) {
     const elsewhere = [...known].find(([, identifiers]) => identifiers.has(systemIdentifier))?.[0];

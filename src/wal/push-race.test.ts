@@ -58,13 +58,13 @@ test('pushWal() in two processes under one name: one content wins, the other is 
     // Whoever is told first has a head start.
     const second = round % 2 === 0 ? undefined : two.push(theirs.path);
     const answers = await Promise.all([one.push(mine.path), second ?? two.push(theirs.path)]);
-    assert.deepEqual(answers.toSorted(), ['stored', 'wal-conflict'], `round ${round}`);
+    assert.deepEqual(answers.toSorted(), ['stored', 'wal-conflict'], `round ${round}: ${answers.join(', ')}`);
     const winner = answers.indexOf('stored');
     wins[winner] = (wins[winner] ?? 0) + 1;
     const header = await readWalHeader(repository, identity, mine.name);
     assert.ok(header);
     const bytes = await readWholeWalFile(repository, header, SEGMENT_SIZE);
-    assert.ok(contenders[winner]?.bytes.equals(bytes), `round ${round}`);
+    assert.ok(contenders[winner]?.bytes.equals(bytes), `round ${round}: ${answers.join(', ')}`);
     // Both know it ever after.
     const again = await Promise.all([one.push(theirs.path), two.push(mine.path)]);
     assert.deepEqual(again, winner === 0 ? ['wal-conflict', 'present'] : ['present', 'wal-conflict']);
