@@ -64,6 +64,27 @@ test('every operation but a first put() on a missing root throws repository-miss
   await operations();
 });
 
+test('head() and get() conclude no absence from a root that vanishes under them', async (t) => {
+  const root = join(await scratch(t), 'root');
+  await createLocalStorage(root).put('a/object', Buffer.from('x'));
+  const vanish = async (): Promise<void> => rename(root, `${root}-unmounted`);
+  const vanishing: LocalFiles = {
+    ...nodeFiles,
+    lstat: (async (path: string) => {
+      await vanish();
+      return nodeFiles.lstat(path);
+    }) as LocalFiles['lstat'],
+    open: async (path, flags, mode) => {
+      await vanish();
+      return nodeFiles.open(path, flags, mode);
+    },
+  };
+  const missing = withCode('repository-missing');
+  await assert.rejects(createLocalStorage(root, vanishing).head('a/object'), missing);
+  await rename(`${root}-unmounted`, root);
+  await assert.rejects(collect(createLocalStorage(root, vanishing).get('a/object')), missing);
+});
+
 test('the root may be reached through a link, but a directory below it may not', async (t) => {
   const top = await scratch(t);
   await mkdir(join(top, 'root/real'), { recursive: true });
@@ -224,6 +245,24 @@ test('confirm() syncs the object, its directory and all above it', async (t) => 
   await createLocalStorage(root, files).confirm('a/b/object');
   const synced = steps.filter(({ call }) => call === 'sync').map(({ path }) => path);
   assert.deepEqual(synced.sort(), [root, join(root, 'a'), join(root, 'a/b'), join(root, 'a/b/object')]);
+});
+
+test('delete() syncs the directory, also where another deleted the object before', async (t) => {
+  const root = await scratch(t);
+  await createLocalStorage(root).put('a/object', Buffer.from('x'));
+  for (const state of ['present', 'absent']) {
+    const { files, steps } = createFaultyFiles();
+    await createLocalStorage(root, files).delete('a/object');
+    const order = steps.filter(({ call }) => call === 'unlink' || call === 'sync');
+    assert.deepEqual(
+      order,
+      [
+        { call: 'unlink', path: join(root, 'a/object') },
+        { call: 'sync', path: join(root, 'a') },
+      ],
+      state,
+    );
+  }
 });
 
 test('put() with ifAbsent knows its own link where the file system reports it as existing', async (t) => {
