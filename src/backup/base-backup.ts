@@ -229,7 +229,7 @@ async function copyAndCommit(request: BaseBackupRequest, facts: RunFacts): Promi
     },
     tablespaces: start.tablespaces
       .filter(({ location }) => location.startsWith('/'))
-      .map(({ oid, location }) => ({ oid, location })),
+      .map(({ oid, location }) => ({ oid, location: Buffer.from(location, 'latin1').toString('utf8') })),
     manifest: { version: copy.manifest.version, files: copy.manifest.fileCount },
     wal: { first: segments[0] ?? '', last: segments.at(-1) ?? '', count: segments.length },
     previous: previous?.record.id ?? null,

@@ -39,6 +39,7 @@ export class CopySink implements BaseBackupSink {
     const { path, mode } = entry;
     switch (entry.kind) {
       case 'directory':
+        this.#directoryOfInPlace(path, mode);
         this.#blocks.other({ kind: 'directory', path, mode });
         return undefined;
       case 'symlink':
@@ -48,6 +49,17 @@ export class CopySink implements BaseBackupSink {
         this.#inControl = path === CONTROL_FILE;
         if (this.#inControl) this.control = Buffer.alloc(0);
         return this.#blocks.beginFile(path, mode);
+    }
+  }
+
+  /** The directory of a tablespace that lies in `pg_tblspc` itself is in no archive; its content names it. */
+  #directoryOfInPlace(path: string, mode: number): void {
+    const parent = /^(pg_tblspc\/[0-9]+)\/[^/]+$/.exec(path)?.[1];
+    if (
+      parent !== undefined &&
+      this.start?.tablespaces.some(({ location }) => location === parent) === true
+    ) {
+      this.#blocks.other({ kind: 'directory', path: parent, mode });
     }
   }
 

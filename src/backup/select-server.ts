@@ -19,6 +19,8 @@ export interface SelectServerOptions {
 
 export interface SelectedServer {
   url: string;
+  /** The role of the connection. */
+  user: string;
   facts: ServerFacts;
   reason: string;
   warning?: string;
@@ -51,6 +53,7 @@ export async function selectServer(options: SelectServerOptions): Promise<Select
       const primary = candidates.find(({ facts }) => facts?.inRecovery === false);
       return {
         url: candidate.url,
+        user: parseConnectionTarget(candidate.url).user,
         facts: candidate.facts,
         reason,
         ...(warning !== undefined && { warning }),

@@ -7,6 +7,7 @@ import { formatSize } from '../../config/sizes.ts';
 import type { ClusterConfiguration } from '../../config/schema.ts';
 import { HoldfastError } from '../../errors.ts';
 import { connect } from '../../postgres/connection.ts';
+import { assertCanBaseBackup } from '../../postgres/inspect-server.ts';
 import type { BackupRecord } from '../../repository/backup-record.ts';
 import { chooseCluster } from '../../repository/choose-cluster.ts';
 import { flagOption, type CommandSpec, type Invocation, textOption } from '../command.ts';
@@ -60,6 +61,7 @@ async function run({ arguments: [name = ''], options, context }: Invocation): Pr
   const maxRate = textOption(options, 'maxRate');
   const server = await select(cluster, urls, options, output, signal);
   if (server.warning !== undefined) output.warn(server.warning);
+  assertCanBaseBackup(server.facts, server.user);
   assertArchiving(server, name);
 
   const records: BackupRecord[] = [];
@@ -172,15 +174,6 @@ function select(
 /** Without archiving the backup could never be completed: better said before than after the copy. */
 function assertArchiving(server: SelectedServer, cluster: string): void {
   const facts = server.primary?.facts ?? server.facts;
-  if (!facts.canReplicate) {
-    throw new HoldfastError(
-      'privilege-missing',
-      `the role may not open a replication connection on ${server.facts.server}`,
-      {
-        hint: 'run "ALTER ROLE … REPLICATION" there as superuser; "holdfast init" prints the statements',
-      },
-    );
-  }
   const isOff = facts.archiveMode === 'off' || (facts.archiveCommand === '' && facts.archiveLibrary === '');
   if (!isOff || (server.primary === undefined && server.facts.inRecovery)) return;
   throw new HoldfastError(
