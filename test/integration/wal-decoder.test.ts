@@ -1,18 +1,21 @@
 import assert from 'node:assert/strict';
 import { execFile } from 'node:child_process';
-import { readFile, readdir } from 'node:fs/promises';
+import { readFile, readdir, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { test } from 'node:test';
+import { setTimeout as sleep } from 'node:timers/promises';
 import { promisify } from 'node:util';
 import { readControlData } from '../../src/postgres/control-data.ts';
 import { type Lsn, formatLsn, parseLsn } from '../../src/postgres/lsn.ts';
 import { formatMicroseconds } from '../../src/postgres/timestamp.ts';
+import { parseTimelineHistory, timelineOf } from '../../src/postgres/timeline.ts';
+import { NEWEST_MAJOR, OLDEST_MAJOR } from '../../src/postgres/version.ts';
 import { type WalEnd, WalDecoder } from '../../src/postgres/wal-decoder.ts';
 import { checkWalSegment } from '../../src/postgres/wal-page.ts';
 import type { WalRecord } from '../../src/postgres/wal-record.ts';
 import { classifyWalFile, parseWalSegmentName, segmentStart } from '../../src/postgres/wal-segment.ts';
 import { summarizeWalSegment } from '../../src/postgres/wal-summary.ts';
-import { type TestCluster, availableMajors, createCluster } from '../harness/cluster.ts';
+import { type TestCluster, availableMajors, createCluster, giveToServer } from '../harness/cluster.ts';
 
 const MIB = 2 ** 20;
 const run = promisify(execFile);
@@ -162,6 +165,68 @@ test('WalDecoder reads the WAL of every supported major, and the server agrees',
       commits += summary.commits;
     }
     assert.ok(commits > 5);
+  }
+});
+
+test('WalDecoder follows a promotion to the new timeline', async () => {
+  for (const major of [OLDEST_MAJOR, NEWEST_MAJOR]) {
+    await using cluster = await createCluster({
+      major,
+      segmentSizeMb: 1,
+      settings: { wal_keep_size: '1GB' },
+    });
+    await cluster.sql('create table t (i int)');
+    await cluster.stop();
+    await writeFile(join(cluster.dataDir, 'standby.signal'), '');
+    await giveToServer(cluster.dataDir);
+    await cluster.start();
+    await cluster.sql('select pg_promote()');
+    await cluster.sql('insert into t values (1)');
+    const [current] = await cluster.sql<{ lsn: string }>('select pg_current_wal_insert_lsn()::text as lsn');
+
+    const directory = join(cluster.dataDir, 'pg_wal');
+    const newest = new Map<string, string>();
+    for (const name of (await readdir(directory)).sort()) {
+      if (classifyWalFile(name)?.kind === 'segment') newest.set(name.slice(8), name);
+    }
+    const names = [...newest.values()].sort((a, b) => a.slice(8).localeCompare(b.slice(8)));
+    const start = segmentStart(parseWalSegmentName(names[0] ?? '', MIB).segmentNumber, MIB);
+    const decoder = new WalDecoder({ start, segmentSize: MIB, timeline: timelineOf(2) });
+    const records: WalRecord[] = [];
+    for (const name of names) records.push(...decoder.push(await readFile(join(directory, name))));
+    assert.equal(formatLsn(decoder.end.lsn), current?.lsn);
+    const history = parseTimelineHistory(
+      timelineOf(2),
+      await readFile(join(directory, '00000002.history'), 'utf8'),
+    );
+    const ended = records.find((record) => record.kind === 'end-of-recovery');
+    assert.partialDeepStrictEqual(ended, {
+      timeline: 2,
+      previousTimeline: 1,
+      previousEnd: history.entries[0]?.end,
+    });
+    assert.ok(records.some((record) => record.kind === 'commit' && record.lsn > (ended?.lsn ?? 0n)));
+  }
+});
+
+test('WalDecoder reads on where a crash cut a record off', async () => {
+  for (const major of [OLDEST_MAJOR, NEWEST_MAJOR]) {
+    await using cluster = await createCluster({
+      major,
+      segmentSizeMb: 1,
+      settings: { wal_keep_size: '2GB' },
+    });
+    const session = await cluster.connect();
+    const endless = `do $$begin loop perform pg_logical_emit_message(false, 'x', repeat('y', 3000000)); end loop; end$$`;
+    const written = session.query(endless);
+    await Promise.all([assert.rejects(written), sleep(100).then(() => cluster.kill())]);
+    await cluster.start();
+    await cluster.sql('create table t (i int)');
+    const [current] = await cluster.sql<{ lsn: string }>('select pg_current_wal_insert_lsn()::text as lsn');
+    const { records, end } = await decodeAll(cluster, MIB);
+    assert.equal(formatLsn(end.lsn), current?.lsn);
+    // XLOG_OVERWRITE_CONTRECORD
+    assert.equal(records.filter((record) => record.rmgr === 0 && (record.info & 0xf0) === 0xd0).length, 1);
   }
 });
 
