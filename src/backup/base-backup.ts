@@ -96,7 +96,9 @@ export async function takeBaseBackup(request: BaseBackupRequest): Promise<Backup
   await using run = await beginRun(repository, identity, backupId, request.stateDirectory, say);
   const scratch = await mkdtemp(join(request.stateDirectory, 'backup-'));
   try {
-    return await copyAndCommit(request, { backupId, backups, startedAt, scratch });
+    const record = await copyAndCommit(request, { backupId, backups, startedAt, scratch });
+    await removeStale(request);
+    return record;
   } catch (error) {
     await run.discard().catch((cleaning: unknown) => {
       report({ event: 'warning', text: `what was stored could not be removed yet: ${errorText(cleaning)}` });
@@ -104,6 +106,27 @@ export async function takeBaseBackup(request: BaseBackupRequest): Promise<Backup
     throw error;
   } finally {
     await rm(scratch, { recursive: true, force: true });
+  }
+}
+
+/** Nothing writes one object for a day. */
+const STALE_MS = 24 * 60 * 60 * 1000;
+
+/** Tidying is no part of the backup: where it fails the backup is as good as it was. */
+async function removeStale({ repository, report, signal }: BaseBackupRequest): Promise<void> {
+  try {
+    const removed = await repository.storage.removeStale?.(STALE_MS, { ...(signal && { signal }) });
+    if (removed !== undefined && removed.files > 0) {
+      report({
+        event: 'note',
+        text: `removed ${removed.files} unfinished files that interrupted writers had left`,
+      });
+    }
+  } catch (error) {
+    report({
+      event: 'warning',
+      text: `unfinished files of interrupted writers could not be removed: ${errorText(error)}`,
+    });
   }
 }
 

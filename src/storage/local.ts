@@ -148,5 +148,11 @@ export function createLocalStorage(rootDir: string, files: LocalFiles = nodeFile
       await directories.syncPathTo(directory);
       await syncDirectory(files, directory);
     },
+
+    async removeStale(olderThanMs: number, options: { signal?: AbortSignal } = {}) {
+      // Loaded only here: archiving a segment has no use for it.
+      const { removeStaleTemporaries } = await import('./local-temporaries.ts');
+      return await removeStaleTemporaries(rootPath, olderThanMs, { ...options, files });
+    },
   };
 }

@@ -44,6 +44,15 @@ export interface Storage {
    * and syncing). Throws `object-missing` where there is none.
    */
   confirm(key: string): Promise<void>;
+
+  /**
+   * Frees what writers that died left unpublished and untouched for longer than `olderThanMs`. Never touches an object.
+   * Absent where a store leaves nothing behind.
+   */
+  removeStale?(
+    olderThanMs: number,
+    options?: { signal?: AbortSignal },
+  ): Promise<{ files: number; sizeBytes: number }>;
 }
 
 export interface StorageFeatures {
