@@ -25,7 +25,8 @@ export function parsePlain(spec: CommandSpec, words: readonly string[]): ParsedC
       tokens: true,
     });
   } catch (error) {
-    throw usage(spec, errorText(error).split('. ')[0] ?? 'the options cannot be understood');
+    const [sentence = ''] = errorText(error).split('. ');
+    throw usage(spec, `${sentence.charAt(0).toLowerCase()}${sentence.slice(1)}`.replaceAll("'", '"'));
   }
   const needed = spec.arguments.filter((argument) => argument.optional !== true);
   if (parsed.positionals.length < needed.length) {
