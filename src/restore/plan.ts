@@ -1,3 +1,4 @@
+import { throwIfCancelled } from '../cancellation.ts';
 import { HoldfastError } from '../errors.ts';
 import { type Lsn, formatLsn } from '../postgres/lsn.ts';
 import type { RecoveryTarget } from '../postgres/recovery-stop.ts';
@@ -141,9 +142,17 @@ async function pathsToTry(
     const tip = leading.at(-1);
     return tip === undefined ? [] : [{ tip, eligible: candidates }];
   }
-  const reach = await exactReach(archive);
-  const tips = branchTips(tree, reach).filter((tip) => leadsAnywhere(archive, tip, candidates));
+  const tips = await branchesOf(archive, candidates);
   return tips.map((tip) => ({ tip, eligible: candidates }));
+}
+
+/** The branches that a restore from these backups may follow. */
+export async function branchesOf(
+  archive: WalArchive,
+  candidates: readonly Candidate[],
+): Promise<TimelineId[]> {
+  const reach = await exactReach(archive);
+  return branchTips(archive.tree, reach).filter((tip) => leadsAnywhere(archive, tip, candidates));
 }
 
 function leadsAnywhere(archive: WalArchive, tip: TimelineId, candidates: readonly Candidate[]): boolean {
@@ -185,7 +194,7 @@ async function followPath(
   const candidates = candidatesOn(path, eligible);
   const tried: { candidate: Candidate; outcome: BackupOutcome }[] = [];
   for (const candidate of candidates) {
-    options.signal?.throwIfAborted();
+    throwIfCancelled(options.signal);
     const outcome = await tryBackup({
       archive,
       path,
