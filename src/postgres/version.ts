@@ -43,7 +43,7 @@ export function parseVersionOutput(text: string): PostgresVersion | undefined {
   return { major: Number(found[2]), text: found[1] };
 }
 
-export function isSupportedMajor(major: number): major is MajorVersion {
+function isSupportedMajor(major: number): major is MajorVersion {
   return (SUPPORTED_MAJORS as readonly number[]).includes(major);
 }
 
