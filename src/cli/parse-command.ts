@@ -52,7 +52,10 @@ function asOption(spec: OptionSpec): Option {
 function asUsageError(error: unknown, spec: CommandSpec, command: Command): unknown {
   if (!(error instanceof CommanderError)) return error;
   const help = `"holdfast ${spec.name} --help" shows what it takes`;
-  const message = error.message.replace(/^error: /, '').replaceAll("'", '"');
+  const message = error.message
+    .replace(/^error: /, '')
+    .replace(/\.$/, '')
+    .replaceAll("'", '"');
   const unknown = /unknown option "(--?)([^"=]+)/.exec(message);
   const near =
     unknown === null
