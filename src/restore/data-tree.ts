@@ -1,18 +1,5 @@
 import { constants } from 'node:fs';
-import {
-  chmod,
-  chown,
-  lchown,
-  lstat,
-  mkdir,
-  open,
-  readdir,
-  readlink,
-  rename,
-  rm,
-  symlink,
-  type FileHandle,
-} from 'node:fs/promises';
+import { chmod, chown, lstat, mkdir, open, readdir, rename, rm, type FileHandle } from 'node:fs/promises';
 import { dirname, join } from 'node:path';
 
 import { HoldfastError, systemErrorCode } from '../errors.ts';
@@ -36,8 +23,8 @@ export interface DataTreeOptions {
  * `pg_control` gets its name last: a directory without it is refused by PostgreSQL, so a restore that ended half-way is
  * never started by accident.
  */
-const CONTROL_FILE = 'global/pg_control';
-const PENDING_CONTROL_FILE = 'global/pg_control.holdfast-restoring';
+export const CONTROL_FILE = 'global/pg_control';
+export const PENDING_CONTROL_FILE = 'global/pg_control.holdfast-restoring';
 
 const TABLESPACE = /^pg_tblspc\/([0-9]+)(?:\/(.*))?$/s;
 
@@ -97,37 +84,14 @@ export class DataTree {
     await this.#own(place);
   }
 
-  /** The link of a tablespace, and its location. */
-  async tablespaceLink(path: string): Promise<void> {
-    const oid = Number(TABLESPACE.exec(path)?.[1]);
-    const location = this.#options.tablespaces.get(oid);
-    if (location === undefined || TABLESPACE.exec(path)?.[2] !== undefined) {
-      throw new HoldfastError(
-        'object-damaged',
-        `the backup names a link that is no tablespace: ${JSON.stringify(path)}`,
-      );
-    }
-    await mkdir(location, { recursive: true, mode: 0o700 });
-    await this.#own(Buffer.from(location));
-    const place = below(this.#root, path);
-    try {
-      await symlink(location, place);
-    } catch (error) {
-      if (systemErrorCode(error) !== 'EEXIST' || !this.#options.delta) throw error;
-      const there = await lstat(place);
-      if (there.isSymbolicLink() && (await readlink(place)) === location) return;
-      if (!there.isSymbolicLink()) {
-        throw new HoldfastError(
-          'data-directory-not-empty',
-          `${place.toString()} is in the way: it is no link`,
-          { cause: error },
-        );
-      }
-      await rm(place);
-      await symlink(location, place);
-    }
-    if (this.#options.owner !== undefined)
-      await lchown(place, this.#options.owner.uid, this.#options.owner.gid);
+  /** A link of the map: it can only be that of a tablespace, which `claimTablespaces` has made. */
+  assertTablespaceLink(path: string): void {
+    const [, oid, rest] = TABLESPACE.exec(path) ?? [];
+    if (oid !== undefined && rest === undefined && this.#options.tablespaces.has(Number(oid))) return;
+    throw new HoldfastError(
+      'object-damaged',
+      `the backup names a link that is no tablespace: ${JSON.stringify(path)}`,
+    );
   }
 
   /** Opens a file of the map for reading and writing, made if it is not there (and must not be, unless `delta`). */

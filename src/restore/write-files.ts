@@ -16,7 +16,21 @@ import type { Repository } from '../repository/repository.ts';
 import type { StoredObject } from '../repository/sealed-object.ts';
 import { ExternalSort } from '../stream/external-sort.ts';
 import { blake3 } from '../stream/hash.ts';
-import { DataTree, type FileOwner, syncDirectory, walkTree, withdrawControlFile } from './data-tree.ts';
+import {
+  CONTROL_FILE,
+  DataTree,
+  type FileOwner,
+  PENDING_CONTROL_FILE,
+  syncDirectory,
+  walkTree,
+  withdrawControlFile,
+} from './data-tree.ts';
+import {
+  assertTablespacesAreFree,
+  claimTablespaces,
+  rewriteTablespaceMap,
+  type TablespacePlaces,
+} from './tablespaces.ts';
 import { writeFrames } from './write-frames.ts';
 import { encodeWanted } from './wanted-blocks.ts';
 
@@ -52,18 +66,20 @@ export interface WrittenFiles {
 export async function writeBackupFiles(options: WriteFilesOptions): Promise<WrittenFiles> {
   const { repository, record, signal } = options;
   const packs = await readReferences(repository, record, signal);
-  const tree = new DataTree({
+  const locations = new Map(
+    record.tablespaces.map(({ oid, location }) => [oid, options.tablespaceMapping.get(location) ?? location]),
+  );
+  const places: TablespacePlaces = {
     root: options.targetDirectory,
-    tablespaces: new Map(
-      record.tablespaces.map(({ oid, location }) => [
-        oid,
-        options.tablespaceMapping.get(location) ?? location,
-      ]),
-    ),
+    locations,
+    versionPrefix: versionPrefixOf(record),
     delta: options.delta,
     ...(options.owner && { owner: options.owner }),
-  });
+  };
+  const tree = new DataTree({ ...places, tablespaces: locations });
+  await assertTablespacesAreFree(places);
   if (options.delta) await withdrawControlFile(options.targetDirectory);
+  await claimTablespaces(places);
   await using wanted = new ExternalSort(options.scratchDirectory);
   const planned = await layOut(options, tree, packs, wanted);
   const progress = (done: number): void =>
@@ -84,6 +100,9 @@ export async function writeBackupFiles(options: WriteFilesOptions): Promise<Writ
     );
   }
   const removed = options.delta ? await removeOthers(options, tree, packs) : 0;
+  if (record.tablespaces.some(({ oid, location }) => locations.get(oid) !== location)) {
+    await rewriteTablespaceMap(places);
+  }
   await syncAll(options, tree, packs);
   return { files: planned.files, bytesWritten, bytesKept: planned.bytesKept, removed };
 }
@@ -114,7 +133,7 @@ async function layOut(
         await tree.directory(entry.path, entry.mode);
         break;
       case 'link':
-        await tree.tablespaceLink(entry.path);
+        tree.assertTablespaceLink(entry.path);
         break;
       case 'file':
         await current.next(entry, await tree.createFile(entry.path, entry.mode), options.delta);
@@ -281,9 +300,12 @@ async function removeOthers(
   packs: ReadonlyMap<string, StoredObject>,
 ): Promise<number> {
   await using there = new ExternalSort(options.scratchDirectory);
-  for await (const { path } of walkTree(Buffer.from(options.targetDirectory))) await there.add(path, NOTHING);
+  const links = new Set(options.record.tablespaces.map(({ oid }) => `pg_tblspc/${oid}`));
+  for await (const { path } of walkTree(Buffer.from(options.targetDirectory))) {
+    if (!links.has(path)) await there.add(path === PENDING_CONTROL_FILE ? CONTROL_FILE : path, NOTHING);
+  }
   // Another major version may keep its own directory in the same location: only ours is looked at.
-  const ours = `PG_${Math.floor(options.record.server.version / 10_000)}_`;
+  const ours = versionPrefixOf(options.record);
   for (const { oid, location } of options.record.tablespaces) {
     for await (const { path } of walkTree(Buffer.from(options.tablespaceMapping.get(location) ?? location))) {
       if (path.startsWith(ours)) await there.add(`pg_tblspc/${oid}/${path}`, NOTHING);
@@ -295,8 +317,8 @@ async function removeOthers(
   let entry = await entries.next();
   let removed = 0;
   for await (const { key } of there.sorted()) {
-    while (entry.done !== true && storedName(entry.value.path) < key) entry = await entries.next();
-    if (entry.done !== true && storedName(entry.value.path) === key) continue;
+    while (entry.done !== true && entry.value.path < key) entry = await entries.next();
+    if (entry.done !== true && entry.value.path === key) continue;
     if (await removeTree(tree.resolve(key))) removed += 1;
   }
   await entries.return?.(undefined);
@@ -314,9 +336,9 @@ async function removeTree(place: Buffer): Promise<boolean> {
   }
 }
 
-/** `pg_control` lies under its pending name during a restore; both sort to the same place. */
-function storedName(path: string): string {
-  return path === 'global/pg_control' ? 'global/pg_control.holdfast-restoring' : path;
+/** How the directory of a tablespace begins that is of the backup's major version. */
+function versionPrefixOf(record: BackupRecord): string {
+  return `PG_${Math.floor(record.server.version / 10_000)}_`;
 }
 
 const NOTHING = Buffer.alloc(0);

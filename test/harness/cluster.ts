@@ -1,6 +1,8 @@
+import { execFile } from 'node:child_process';
 import { rmSync } from 'node:fs';
-import { appendFile, chown, cp, lstat, open, readdir, rm } from 'node:fs/promises';
+import { appendFile, cp, open, readdir, rm } from 'node:fs/promises';
 import { join } from 'node:path';
+import { promisify } from 'node:util';
 import { Client, type QueryResult } from 'pg';
 import { crc32c } from '@node-rs/crc32';
 import { type PostgresBinaries, findBinaries, listBinaries } from '../../src/postgres/binaries.ts';
@@ -71,11 +73,8 @@ export async function scratchDirectory(): Promise<string> {
 export async function giveToServer(path: string): Promise<void> {
   const user = await serverUser();
   if (user === undefined) return;
-  await chown(path, user.uid, user.gid);
-  for (const entry of await readdir(path, { withFileTypes: true, recursive: true })) {
-    const file = join(entry.parentPath, entry.name);
-    if (!(await lstat(file)).isSymbolicLink()) await chown(file, user.uid, user.gid);
-  }
+  // Not by names in this process: a name may be no UTF-8.
+  await promisify(execFile)('chown', ['--recursive', '--no-dereference', `${user.uid}:${user.gid}`, path]);
 }
 
 /** A new cluster with an identity of its own, started unless told otherwise. `await using` ends and removes it. */
