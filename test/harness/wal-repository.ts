@@ -82,9 +82,10 @@ export async function archivedFiles(cluster: TestCluster): Promise<string[]> {
 export async function archiveEverything(cluster: TestCluster, deadlineMs = 60_000): Promise<void> {
   const giveUpAt = performance.now() + deadlineMs;
   const [row] = await cluster.sql<{ name: string }>(
-    'select pg_walfile_name(pg_current_wal_insert_lsn()) as name',
+    // Where nothing was written since the last switch, there would be nothing to switch.
+    "select pg_walfile_name(pg_logical_emit_message(true, 'test', 'x')) as name",
   );
-  await cluster.sql('select txid_current(); select pg_switch_wal()');
+  await cluster.sql('select pg_switch_wal()');
   for (;;) {
     const status = await readdir(join(cluster.dataDir, 'pg_wal', 'archive_status'));
     const isDone = status.includes(`${row?.name}.done`);
