@@ -1,10 +1,11 @@
-import { mkdir, open, readFile, rm } from 'node:fs/promises';
+import { link, mkdir, open, readFile, rename, rm, writeFile } from 'node:fs/promises';
 import { hostname } from 'node:os';
-import { join } from 'node:path';
+import { dirname, join } from 'node:path';
 
 import { HoldfastError, systemErrorCode } from '../errors.ts';
 import { type ClusterIdentity, recordKey, runPrefix } from '../repository/layout.ts';
 import type { Repository } from '../repository/repository.ts';
+import { timeOfBackupId } from './backup-id.ts';
 
 interface JournalEntry {
   backupId: string;
@@ -12,10 +13,12 @@ interface JournalEntry {
   host: string;
   /** Start of the process in clock ticks since boot: a process id alone may be taken by another one later. */
   startTicks: string;
+  /** It failed and could not remove what it had stored, so its process says nothing any more. */
+  ended?: true;
 }
 
 export interface Run extends AsyncDisposable {
-  /** Removes what the run stored. For a run that failed. Best effort: what is left is reclaimed by the next run. */
+  /** Removes what the run stored, for a run that failed. Where it throws, the next run tries again. */
   discard(): Promise<void>;
 }
 
@@ -52,35 +55,59 @@ export async function beginRun(
     if (other !== undefined) await reclaim(repository, identity, other.backupId, say);
     await rm(path, { force: true });
   }
+  let finished = true;
   return {
-    discard: () => reclaim(repository, identity, backupId, () => undefined),
-    [Symbol.asyncDispose]: () => rm(path, { force: true }),
+    async discard() {
+      try {
+        await reclaim(repository, identity, backupId, () => undefined);
+      } catch (error) {
+        finished = false;
+        await writeFile(`${path}.new`, JSON.stringify({ ...entry, ended: true }));
+        await rename(`${path}.new`, path);
+        throw error;
+      }
+    },
+    async [Symbol.asyncDispose]() {
+      if (finished) await rm(path, { force: true });
+    },
   };
 }
 
+/** False where there is one. Nobody sees a part of it, and it is durable before anything is stored. */
 async function createExclusively(path: string, entry: JournalEntry): Promise<boolean> {
+  const draft = `${path}.${entry.backupId}`;
   try {
-    await using file = await open(path, 'wx', 0o640);
-    await file.writeFile(JSON.stringify(entry));
-    await file.sync();
-    return true;
+    {
+      await using file = await open(draft, 'w', 0o640);
+      await file.writeFile(JSON.stringify(entry));
+      await file.sync();
+    }
+    await link(draft, path);
   } catch (error) {
     if (systemErrorCode(error) === 'EEXIST') return false;
     throw error;
+  } finally {
+    await rm(draft, { force: true });
   }
+  await using directory = await open(dirname(path), 'r');
+  await directory.sync();
+  return true;
 }
 
 async function readEntry(path: string): Promise<JournalEntry | undefined> {
   try {
-    return JSON.parse(await readFile(path, 'utf8')) as JournalEntry;
+    const entry = JSON.parse(await readFile(path, 'utf8')) as Partial<JournalEntry> | null;
+    // What is no backup id must not become a prefix to delete.
+    return timeOfBackupId(entry?.backupId ?? '') === undefined ? undefined : (entry as JournalEntry);
   } catch (error) {
-    // Its writer died before it had written it, and so before it had stored anything.
+    // Gone meanwhile, or no journal at all: nothing was stored under its name.
     if (error instanceof SyntaxError || systemErrorCode(error) === 'ENOENT') return undefined;
     throw error;
   }
 }
 
 async function isAlive(entry: JournalEntry): Promise<boolean> {
+  if (entry.ended === true) return false;
   if (entry.host !== hostname()) return true;
   const ticks = await startTicksOf(entry.pid);
   return ticks !== undefined && ticks === entry.startTicks;

@@ -88,18 +88,31 @@ export async function readBackupRecord(
   return checkRecord(parsed, key, identity, backupId);
 }
 
-/** Commits a backup: durable when it resolves. Everything the record refers to must be durable before. */
+/**
+ * Commits a backup: durable when it resolves. Everything the record refers to must be durable before. A store that fails
+ * may have taken the record all the same; then the backup is committed and this resolves.
+ */
 export async function writeBackupRecord(
   storage: Storage,
   record: BackupRecord,
   signal?: AbortSignal,
 ): Promise<void> {
   const key = recordKey(record, record.id);
-  const { created } = await storage.put(key, encodeClearObject({ ...record }), {
-    ifAbsent: true,
-    ...(signal && { signal }),
-  });
-  if (!created) throw new HoldfastError('assertion', `backup record ${key} exists already`);
+  const bytes = encodeClearObject({ ...record });
+  try {
+    const { created } = await storage.put(key, bytes, { ifAbsent: true, ...(signal && { signal }) });
+    if (!created) throw new HoldfastError('assertion', `backup record ${key} exists already`);
+  } catch (error) {
+    if (!(await isCommitted(storage, key, bytes).catch(() => false))) throw error;
+  }
+}
+
+async function isCommitted(storage: Storage, key: string, bytes: Buffer): Promise<boolean> {
+  const chunks: Buffer[] = [];
+  for await (const chunk of storage.get(key)) chunks.push(chunk);
+  if (!Buffer.concat(chunks).equals(bytes)) return false;
+  await storage.confirm(key);
+  return true;
 }
 
 /** Holds a parsed object to the shape of a record, and to the place it was found at. */

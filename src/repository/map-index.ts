@@ -164,7 +164,10 @@ export async function readReferences(
     record.references,
   );
   for await (const value of parseJsonLines(source, record.references.key)) {
-    const { key, sizeBytes, hash } = value as unknown as StoredObject;
+    const { key, sizeBytes, hash } = value;
+    // The hash of the whole is known only at its end.
+    if (typeof key !== 'string' || typeof sizeBytes !== 'number' || typeof hash !== 'string')
+      throw damaged(record.references.key, 'a line of it names no object');
     packs.set(key.replace(/\.(age|gpg)$/, ''), { key, sizeBytes, hash });
   }
   return packs;
