@@ -1,5 +1,5 @@
 import assert from 'node:assert/strict';
-import { mkdtemp, rm, writeFile } from 'node:fs/promises';
+import { mkdtemp, readFile, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { test } from 'node:test';
@@ -178,4 +178,14 @@ test('loadConfiguration() tells a missing file from one that is none', async () 
   } finally {
     await rm(directory, { recursive: true });
   }
+});
+
+test('parseConfiguration() accepts every example of docs/configuration.md', async () => {
+  const document = await readFile(new URL('../../docs/configuration.md', import.meta.url), 'utf8');
+  const examples = Array.from(
+    document.matchAll(/```yaml\n(clusters:[\s\S]*?)```/g),
+    (match) => match[1] ?? '',
+  );
+  assert.equal(examples.length, 2);
+  for (const example of examples) parse(example);
 });

@@ -69,7 +69,7 @@ test('serverSetups() grants to the roles that connect, and none to the superuser
 });
 
 test('serverSetups() names the cluster in the archive command where there are several', () => {
-  const two = `${configurationText(ANSWERS)}`.replace(
+  const two = configurationText(ANSWERS).replace(
     'clusters:',
     'clusters:\n  other:\n    servers: [env:OTHER_URL]',
   );
