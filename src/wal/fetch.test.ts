@@ -9,6 +9,9 @@ import { parseSystemIdentifier } from '../postgres/system-identifier.ts';
 import { walHeaderKey } from '../repository/layout.ts';
 import type { Repository } from '../repository/repository.ts';
 import { readWalHeader } from '../repository/wal-file.ts';
+import { generateIdentity, parseIdentities } from '../seal/identity.ts';
+import { openerFor, sealerFor } from '../seal/sealers.ts';
+import type { SealKind } from '../seal/sealer.ts';
 import { createMemoryStorage } from '../storage/memory.ts';
 import { FaultyStorage } from '../../test/faulty-storage.ts';
 import { seededRandom } from '../../test/seeded-random.ts';
@@ -423,6 +426,29 @@ test('fetchWal() says absent without another repository only where the target is
   const repositories = [archive.repository, lost];
   assert.equal(failureCode(await archive.fetch(nameOf(2), { repositories })), 'storage-unavailable');
   assert.equal((await archive.fetch(nameOf(2), { repositories, ...until('0/200000') })).kind, 'absent');
+});
+
+test('fetchWal() opens what was sealed with age, and fails where this host holds no identity', async () => {
+  await using archive = await createArchive();
+  const { identity: secret, recipient } = generateIdentity();
+  const sealed: Repository = {
+    ...archive.repository,
+    sealer: await sealerFor([recipient]),
+    opener: async (kind) => openerFor(kind, parseIdentities(secret, 'the test')),
+  };
+  const { path, name, bytes } = await archive.lab.segment({ segment: 1 });
+  await pushWal({
+    path,
+    repositories: [sealed],
+    cluster: { configured: ['app'] },
+    host: 'db1',
+    now: () => new Date(),
+  });
+  assert.match((await readWalHeader(sealed, identity, name))?.stored.key ?? '', /\.zst\.age$/);
+  const keyless = { ...sealed, opener: async (kind: SealKind) => openerFor(kind, []) };
+  assert.equal(failureCode(await archive.fetch(name, { repositories: [keyless] })), 'key-missing');
+  assert.equal((await archive.fetch(name, { repositories: [sealed] })).kind, 'delivered');
+  assert.deepEqual(await archive.delivered(), bytes);
 });
 
 test('fetchWal() refuses hostile names, and removes what a killed fetch left', async () => {
