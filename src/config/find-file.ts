@@ -3,7 +3,7 @@ import { resolve } from 'node:path';
 
 import { HoldfastError } from '../errors.ts';
 
-export const SYSTEM_CONFIGURATION = '/etc/holdfast/holdfast.yaml';
+const SYSTEM_CONFIGURATION = '/etc/holdfast/holdfast.yaml';
 
 /**
  * The configuration file a command uses, absolute: the one named, else `./holdfast.yaml`, else the system's. Throws

@@ -5,7 +5,7 @@ import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { test } from 'node:test';
 
-import { archiveCommand, launcherPath } from '../../src/cli/launcher-path.ts';
+import { launcherFor } from '../../src/cli/demo/stage-program.ts';
 import { serverUser } from '../../src/postgres/server-user.ts';
 import { createCluster, giveToServer, type TestCluster } from '../harness/cluster.ts';
 
@@ -18,9 +18,11 @@ interface Run {
 /** Runs the launcher as the user the server runs as: so an operator's cron and PostgreSQL share one repository. */
 async function runnerFor(cluster: TestCluster): Promise<(...words: string[]) => Run> {
   const user = await serverUser();
+  const launcher = await launcherFor(user, cluster.scratch);
+  await giveToServer(cluster.scratch);
   const identity = user === undefined ? {} : { uid: user.uid, gid: user.gid };
   return (...words) => {
-    const { status, stdout, stderr } = spawnSync(launcherPath(), words, {
+    const { status, stdout, stderr } = spawnSync(launcher, words, {
       cwd: cluster.scratch,
       env: { PATH: process.env['PATH'], HOME: cluster.scratch },
       encoding: 'utf8',
@@ -29,6 +31,11 @@ async function runnerFor(cluster: TestCluster): Promise<(...words: string[]) => 
     });
     return { status, stdout, stderr };
   };
+}
+
+interface InitResult {
+  created: boolean;
+  servers: { grants: string; settings: string }[];
 }
 
 interface CheckResult {
@@ -43,32 +50,30 @@ function failures(run: Run): string[] {
 
 test('init, check, archiving, backup base, list and show work together on a real server', async () => {
   await using cluster = await createCluster({ settings: { archive_mode: 'on' } });
-  await giveToServer(cluster.scratch);
   const holdfast = await runnerFor(cluster);
 
-  const role = holdfast(
-    ...['init', '--cluster', 'app', '--server', cluster.urlOf('holdfast'), '--repository', 'repository'],
-    ...['--state', 'state', '--yes', '--json'],
-  );
+  const server = cluster.urlOf('holdfast');
+  const words = [
+    'init',
+    '--cluster',
+    'app',
+    '--repository',
+    'repository',
+    '--state',
+    'state',
+    '--yes',
+    '--json',
+  ];
+  const role = holdfast(...words, '--server', server);
   assert.equal(role.status, 3, role.stderr);
-  const made = JSON.parse(role.stdout) as {
-    created: boolean;
-    servers: { grants: string; settings: string }[];
-  };
+  const made = JSON.parse(role.stdout) as InitResult;
   assert.equal(made.created, true);
   const [setup] = made.servers;
   assert.ok(setup !== undefined);
 
   // What init printed is all it takes.
   await cluster.sql(setup.grants);
-  for (const statement of setup.settings.trim().split('\n')) await cluster.sql(statement);
-  await cluster.sql('SELECT pg_reload_conf()');
-  const config = join(cluster.scratch, 'holdfast.yaml');
-  const [{ command } = { command: '' }] = await cluster.sql<{ command: string }>(
-    "SELECT current_setting('archive_command') AS command",
-  );
-  assert.equal(command, archiveCommand(config));
-
+  await follow(cluster, setup.settings);
   await cluster.sql('CREATE TABLE t AS SELECT generate_series(1, 1000) AS i');
   await cluster.sql('SELECT pg_switch_wal()');
   await archived(cluster);
@@ -97,7 +102,6 @@ test('init, check, archiving, backup base, list and show work together on a real
 
 test('check names the fix where the role lacks rights, archiving is off or the server is wrong', async () => {
   await using cluster = await createCluster();
-  await giveToServer(cluster.scratch);
   const holdfast = await runnerFor(cluster);
   await cluster.sql('CREATE ROLE plain LOGIN');
   const init = ['init', '--cluster', 'app', '--repository', 'repository', '--state', 'state', '--json'];
@@ -121,14 +125,11 @@ test('check names the fix where the role lacks rights, archiving is off or the s
 
 test('check finds a repository that is not the one the server archives to', async () => {
   await using cluster = await createCluster({ settings: { archive_mode: 'on' } });
-  await giveToServer(cluster.scratch);
   const holdfast = await runnerFor(cluster);
-  const init = ['init', '--cluster', 'app', '--server', cluster.url, '--state', 'state'];
-  holdfast(...init, '--repository', 'one', '--config', 'one.yaml');
+  const init = ['init', '--cluster', 'app', '--server', cluster.url, '--state', 'state', '--json'];
+  const one = holdfast(...init, '--repository', 'one', '--config', 'one.yaml');
   holdfast(...init, '--repository', 'two', '--config', 'two.yaml');
-  const command = archiveCommand(join(cluster.scratch, 'one.yaml')).replaceAll("'", "''");
-  await cluster.sql(`ALTER SYSTEM SET archive_command = '${command}'`);
-  await cluster.sql('SELECT pg_reload_conf()');
+  await follow(cluster, (JSON.parse(one.stdout) as InitResult).servers[0]?.settings ?? '');
   await cluster.sql('CREATE TABLE t ()');
   await cluster.sql('SELECT pg_switch_wal()');
   await archived(cluster);
@@ -137,6 +138,12 @@ test('check finds a repository that is not the one the server archives to', asyn
   assert.equal(wrong.status, 3);
   assert.match(failures(wrong)[0] ?? '', /repository local does not have it/);
 });
+
+/** Does what `init` says: ALTER SYSTEM stands alone in a transaction, so one statement at a time. */
+async function follow(cluster: TestCluster, settings: string): Promise<void> {
+  for (const statement of settings.trim().split('\n')) await cluster.sql(statement);
+  await cluster.sql('SELECT pg_reload_conf()');
+}
 
 /** Waits for the first archived segment. */
 async function archived(cluster: TestCluster): Promise<void> {

@@ -1,8 +1,11 @@
 import { access, constants, mkdir, stat } from 'node:fs/promises';
+import { dirname } from 'node:path';
 
 import type { Configuration } from '../../config/configuration.ts';
 import { errorText } from '../../errors.ts';
 import { listBinaries } from '../../postgres/binaries.ts';
+import { canEnter, serverUser } from '../../postgres/server-user.ts';
+import { launcherPath } from '../launcher-path.ts';
 import type { Findings } from './finding.ts';
 
 /** The configuration file, the encryption it asks for, and the state directory. */
@@ -42,6 +45,7 @@ async function checkState(directory: string, findings: Findings): Promise<void> 
 
 /** The server programs a restore on this host would start. Only `restore base --start` and `demo` need them. */
 export async function checkPrograms(majors: ReadonlySet<number>, findings: Findings): Promise<void> {
+  await checkLauncher(findings);
   const found = await listBinaries();
   for (const major of majors) {
     const fitting = found.find((one) => one.major === major);
@@ -54,4 +58,14 @@ export async function checkPrograms(majors: ReadonlySet<number>, findings: Findi
       );
     }
   }
+}
+
+/** As root, the archive command is another user's: that one must reach this checkout. */
+async function checkLauncher(findings: Findings): Promise<void> {
+  const user = await serverUser().catch(() => undefined);
+  if (user === undefined || (await canEnter(user, dirname(launcherPath())))) return;
+  findings.warn(
+    `the user PostgreSQL runs as cannot reach ${launcherPath()}, so its archive command would fail`,
+    'put this checkout where every user may go, for example /opt/holdfast',
+  );
 }
