@@ -72,7 +72,7 @@ function whyNot(
       ? `no usable backup leads to ${describeTimeline(timeline)}`
       : `no usable backup leads anywhere in repository ${archive.repository.name}${archive.problems[0] === undefined ? '' : `: ${archive.problems[0]}`}`;
   }
-  for (const { outcome } of tried) {
+  for (const { outcome } of tried.toReversed()) {
     if (outcome.kind === 'short') return outcome.reason;
     if (outcome.kind === 'not-found') {
       const what =

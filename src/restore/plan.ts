@@ -137,6 +137,7 @@ async function pathsToTry(
     return tips.map((tip) => ({ tip, eligible: candidates.filter((one) => one.timeline === tip) }));
   }
   if (timeline !== 'auto' && timeline !== 'latest') return [{ tip: timeline, eligible: candidates }];
+  refuseOrphans(archive);
   if (timeline === 'latest') {
     const leading = tree.timelines.filter((tip) => leadsAnywhere(archive, tip, candidates));
     const tip = leading.at(-1);
@@ -144,6 +145,22 @@ async function pathsToTry(
   }
   const tips = await branchesOf(archive, candidates);
   return tips.map((tip) => ({ tip, eligible: candidates }));
+}
+
+/** A timeline that nothing is known to lead to may be the one that matters: only the user can say that it is not. */
+function refuseOrphans({ tree }: WalArchive): void {
+  for (const timeline of tree.timelines) {
+    try {
+      tree.path(timeline);
+    } catch (error) {
+      if (!(error instanceof HoldfastError) || error.code !== 'target-unreachable') throw error;
+      throw new HoldfastError(error.code, `${error.message}, so nobody can tell where it branches off`, {
+        hint: `${error.hint ?? ''}; or say which timeline to follow: --target-timeline N`,
+        context: error.context,
+        cause: error,
+      });
+    }
+  }
 }
 
 /** The branches that a restore from these backups may follow. */

@@ -1,3 +1,4 @@
+import { throwIfCancelled } from '../cancellation.ts';
 import { errorText } from '../errors.ts';
 import { type Lsn, formatLsn } from '../postgres/lsn.ts';
 import { type RecoveryStop, RecoveryStopFinder, type RecoveryTarget } from '../postgres/recovery-stop.ts';
@@ -73,7 +74,7 @@ export async function scanWal(options: ScanOptions): Promise<ScanResult> {
   let decoder: WalDecoder | undefined;
   let seen = 0;
   for await (const { timeline, segment, facts, open } of segmentsToScan(options)) {
-    signal?.throwIfAborted();
+    throwIfCancelled(signal);
     if (isUnusable(facts)) return state.result({ unusable: { ...facts, timeline, segment } });
     options.progress?.((seen += 1));
     const begin = segmentStart(segment, size);
