@@ -11,7 +11,7 @@ import { checkFailed, runChecks } from '../check/run-checks.ts';
 import { formatFinding, summarizeFindings, type Finding } from '../check/finding.ts';
 import type { CommandContext, CommandSpec, Invocation } from '../command.ts';
 import { answersOf, DESCRIBING_OPTIONS } from '../init/answers.ts';
-import { configurationText } from '../init/configuration-text.ts';
+import { configurationText } from '../../config/configuration-text.ts';
 import { formatSetup, serverSetups } from '../init/server-setup.ts';
 import { keysOf, storageOf } from '../open-repository.ts';
 

@@ -6,7 +6,7 @@ import { pathToFileURL } from 'node:url';
 import { HoldfastError } from '../../errors.ts';
 import { createIdentityFile, readIdentityFile } from '../../seal/identity.ts';
 import { listOption, textOption, type Invocation } from '../command.ts';
-import type { InitAnswers } from './configuration-text.ts';
+import type { InitAnswers } from '../../config/configuration-text.ts';
 
 /** Options of `init` that describe a configuration, and mean nothing where there is one already. */
 export const DESCRIBING_OPTIONS = [

@@ -3,7 +3,7 @@ import { test } from 'node:test';
 
 import { parseConfiguration } from '../../config/load.ts';
 import { repositoriesOf } from './answers.ts';
-import { configurationText, type InitAnswers } from './configuration-text.ts';
+import { configurationText, type InitAnswers } from '../../config/configuration-text.ts';
 import { formatSetup, serverSetups } from './server-setup.ts';
 
 const ANSWERS: InitAnswers = {
