@@ -9,14 +9,16 @@ import { join } from 'node:path';
 import { after, before, describe, it } from 'node:test';
 import { fileURLToPath } from 'node:url';
 
-import { takeBaseBackup } from '../../src/backup/base-backup.ts';
-import { systemClock } from '../../src/clock.ts';
-import { type Instance, socketUrl, startInstance } from '../../src/postgres/instance.ts';
-import { serverUser } from '../../src/postgres/server-user.ts';
+import { pushWal } from '../../src/wal/push.ts';
 import { type BackupRecord, writeBackupRecord } from '../../src/repository/backup-record.ts';
-import { type Extent, type MapEntry, SPAN_BLOCKS } from '../../src/repository/block-map.ts';
+import {
+  type Extent,
+  type MapEntry,
+  SPAN_BLOCKS,
+  type StoredExtent,
+} from '../../src/repository/block-map.ts';
 import { listBackups } from '../../src/repository/catalog.ts';
-import { type ClusterIdentity, packKey, recordKey, walHeaderKey } from '../../src/repository/layout.ts';
+import { packKey, recordKey, walHeaderKey } from '../../src/repository/layout.ts';
 import {
   readEntries,
   readReferences,
@@ -25,16 +27,15 @@ import {
   writeReferences,
 } from '../../src/repository/map-index.ts';
 import { PackWriter } from '../../src/repository/pack-writer.ts';
-import { initializeRepository, type Repository } from '../../src/repository/repository.ts';
+import { initializeRepository } from '../../src/repository/repository.ts';
 import { readWalHeader } from '../../src/repository/wal-file.ts';
-import { commitDataDirectory } from '../../src/restore/data-tree.ts';
-import { writeBackupFiles } from '../../src/restore/write-files.ts';
+import { listWal } from '../../src/repository/wal-listing.ts';
 import { createIdentityFile, type Identity, readIdentityFile } from '../../src/seal/identity.ts';
 import { openerFor, sealerFor } from '../../src/seal/sealers.ts';
 import { createLocalStorage } from '../../src/storage/local.ts';
 import { crc32c } from '../../src/stream/crc32c.ts';
 import { blake3Hex } from '../../src/stream/hash.ts';
-import { pushWal } from '../../src/wal/push.ts';
+import { type BackupLab, createBackupLab, restoreFiles } from '../harness/backup.ts';
 import { createCluster, giveToServer, scratchDirectory, type TestCluster } from '../harness/cluster.ts';
 import { seededRandom } from '../seeded-random.ts';
 
@@ -62,117 +63,64 @@ function python(...args: string[]): Promise<Run> {
   });
 }
 
-/** A repository with two backups of a small cluster, the second mostly places in the first's packs, and some WAL. */
-class Lab implements AsyncDisposable {
+/** A backup lab whose repository is a directory, and the reader on it. */
+interface FormatLab extends BackupLab {
   readonly directory: string;
-  readonly cluster: TestCluster;
-  readonly repository: Repository;
-  readonly identity: ClusterIdentity;
-  readonly identityFile: string | undefined;
-  /** What was pushed, by name. */
-  readonly wal = new Map<string, Buffer>();
-
-  constructor(
-    directory: string,
-    cluster: TestCluster,
-    repository: Repository,
-    identity: ClusterIdentity,
-    identityFile?: string,
-  ) {
-    this.directory = directory;
-    this.cluster = cluster;
-    this.repository = repository;
-    this.identity = identity;
-    this.identityFile = identityFile;
-  }
-
-  static async create(kind: 'none' | 'age'): Promise<Lab> {
-    const directory = await scratchDirectory();
-    await mkdir(join(directory, 'repository'));
-    const recipients: string[] = [];
-    let identities: Identity[] = [];
-    let identityFile: string | undefined;
-    if (kind === 'age') {
-      identityFile = join(directory, 'identity.txt');
-      recipients.push((await createIdentityFile(identityFile, new Date())).recipient);
-      identities = await readIdentityFile(identityFile);
-    }
-    const { repository } = await initializeRepository(
-      'local',
-      createLocalStorage(join(directory, 'repository')),
-      { sealer: await sealerFor(recipients), opener: (sealed) => openerFor(sealed, identities) },
-      new Date(),
-    );
-    const cluster = await createCluster({ segmentSizeMb: 1 });
-    const [row] = await cluster.sql<{ id: string }>(
-      'select system_identifier::text as id from pg_control_system()',
-    );
-    const identity = { cluster: 'app', systemIdentifier: row?.id ?? '' };
-    return new Lab(directory, cluster, repository, identity, identityFile);
-  }
-
-  get root(): string {
-    return join(this.directory, 'repository');
-  }
-
-  pathOf(key: string): string {
-    return join(this.root, key);
-  }
-
-  async push(name: string): Promise<void> {
-    const path = join(this.cluster.dataDir, 'pg_wal', name);
-    this.wal.set(name, await readFile(path));
-    const { repository } = this;
-    await pushWal({
-      path,
-      repositories: [repository],
-      cluster: { configured: ['app'] },
-      host: 'test',
-      now: () => new Date(),
-    });
-  }
-
-  async backup(): Promise<BackupRecord> {
-    const pushes: Promise<void>[] = [];
-    const record = await takeBaseBackup({
-      repository: this.repository,
-      identity: this.identity,
-      server: { url: this.cluster.url, version: 0, versionText: '', role: 'primary', reason: 'the only one' },
-      label: 'größer "than" fiction',
-      pinned: false,
-      stateDirectory: join(this.directory, 'state'),
-      programVersion: '0',
-      clock: systemClock,
-      walTimeoutMs: 60_000,
-      blockSizeBytes: BLOCK_BYTES,
-      report: (event) => {
-        if (event.event === 'waiting-for-wal') pushes.push(this.push(event.segment));
-      },
-    });
-    await Promise.all(pushes);
-    return record;
-  }
-
-  read(command: string, ...args: string[]): Promise<Run> {
-    const key = this.identityFile === undefined ? [] : ['--identity', this.identityFile];
-    const { cluster, systemIdentifier } = this.identity;
-    return python(
-      ...key,
-      this.root,
-      command,
-      ...(command === 'list' ? [] : [cluster, systemIdentifier]),
-      ...args,
-    );
-  }
-
-  async [Symbol.asyncDispose](): Promise<void> {
-    await this.cluster[Symbol.asyncDispose]();
-    await rm(this.directory, { recursive: true, force: true });
-  }
+  readonly root: string;
+  pathOf(key: string): string;
+  read(command: string, ...args: string[]): Promise<Run>;
 }
 
-/** Puts files into the data directory that a fresh cluster does not have. */
-async function addAwkwardFiles(cluster: TestCluster): Promise<void> {
+async function createFormatLab(kind: 'none' | 'age'): Promise<FormatLab> {
+  const directory = await scratchDirectory();
+  const root = join(directory, 'repository');
+  await mkdir(root);
+  const recipients: string[] = [];
+  const options: string[] = [];
+  let identities: Identity[] = [];
+  if (kind === 'age') {
+    const path = join(directory, 'identity.txt');
+    recipients.push((await createIdentityFile(path, new Date())).recipient);
+    identities = await readIdentityFile(path);
+    options.push('--identity', path);
+  }
+  const keys = {
+    sealer: await sealerFor(recipients),
+    opener: (sealed: 'none' | 'age' | 'gpg') => openerFor(sealed, identities),
+  };
+  const { repository } = await initializeRepository('local', createLocalStorage(root), keys, new Date());
+  const lab = await createBackupLab({
+    repository,
+    segmentSizeMb: 1,
+    major: 16,
+    settings: { allow_in_place_tablespaces: 'on' },
+  });
+  const { cluster, systemIdentifier } = lab.identity;
+  return {
+    ...lab,
+    directory,
+    root,
+    pathOf: (key) => join(root, key),
+    read: (command, ...args) =>
+      python(...options, root, command, ...(command === 'list' ? [] : [cluster, systemIdentifier]), ...args),
+    async [Symbol.asyncDispose]() {
+      await lab[Symbol.asyncDispose]();
+      await rm(directory, { recursive: true, force: true });
+    },
+  };
+}
+
+/** Puts things into a cluster that a fresh one does not have. */
+async function addAwkwardThings(cluster: TestCluster): Promise<void> {
+  const outside = join(cluster.scratch, 'außen "\\');
+  await mkdir(outside);
+  await giveToServer(cluster.scratch);
+  await cluster.sql('create table t as select i, md5(i::text) from generate_series(1, 3000) i');
+  await cluster.sql(`create tablespace outside location '${outside}'`);
+  await cluster.sql(`create tablespace inplace location ''`);
+  await cluster.sql('create table o tablespace outside as select generate_series(1, 2000) as i');
+  await cluster.sql('create table p tablespace inplace as select generate_series(1, 2000) as i');
+
   const put = async (name: Buffer | string, bytes: Buffer): Promise<void> => {
     const path = Buffer.concat([Buffer.from(`${cluster.dataDir}/`), Buffer.from(name)]);
     await writeFile(path, bytes);
@@ -192,6 +140,27 @@ async function addAwkwardFiles(cluster: TestCluster): Promise<void> {
   await put('deep/er/file', Buffer.from('x'));
   await put('deep-er', Buffer.from('sorts between a directory and what is in it'));
   await giveToServer(cluster.dataDir);
+}
+
+/** Pushes what the lab does not: a partial segment, a backup history file, a timeline's history. */
+async function pushOthers(lab: FormatLab, { wal, startLsn }: BackupRecord): Promise<void> {
+  const directory = join(lab.cluster.dataDir, 'pg_wal');
+  await copyFile(join(directory, wal.last), join(directory, `${wal.last}.partial`));
+  await writeFile(join(directory, `${wal.first}.00000028.backup`), `START WAL LOCATION: ${startLsn}\n`);
+  await writeFile(join(directory, '00000002.history'), '1\t0/3000000\tno reason\n');
+  for (const name of [`${wal.last}.partial`, `${wal.first}.00000028.backup`, '00000002.history']) {
+    await pushWal({
+      path: join(directory, name),
+      repositories: [lab.repository],
+      cluster: { configured: [lab.identity.cluster] },
+      host: 'test',
+      now: () => new Date(),
+    });
+  }
+}
+
+async function walNames(lab: FormatLab): Promise<string[]> {
+  return (await Array.fromAsync(listWal(lab.repository, lab.identity))).map(({ name }) => name);
 }
 
 /** Kind, mode and content of everything below a directory, by raw path. */
@@ -214,49 +183,42 @@ async function contentsOf(root: string): Promise<Map<string, string>> {
   return contents;
 }
 
-async function ourRestore(lab: Lab, record: BackupRecord): Promise<Map<string, string>> {
-  const targetDirectory = join(lab.directory, 'ours');
-  await mkdir(targetDirectory, { mode: 0o700 });
-  await writeBackupFiles({
-    repository: lab.repository,
-    record,
-    targetDirectory,
-    tablespaceMapping: new Map(),
-    delta: false,
-    scratchDirectory: lab.directory,
-  });
-  await commitDataDirectory(targetDirectory);
-  const contents = await contentsOf(targetDirectory);
-  await rm(targetDirectory, { recursive: true });
+/** Both the data directory and the tablespace, as Holdfast restores them; nothing of it stays. */
+async function ourRestore(
+  lab: FormatLab,
+  record: BackupRecord,
+  moved: string,
+): Promise<Map<string, string>[]> {
+  const directory = join(lab.directory, 'ours');
+  const tablespaces = new Map(record.tablespaces.map(({ location }) => [location, moved]));
+  await restoreFiles(directory, record, { repository: lab.repository, tablespaces });
+  const contents = [await contentsOf(directory), await contentsOf(moved)];
+  await rm(directory, { recursive: true });
+  await rm(moved, { recursive: true });
   return contents;
 }
 
-async function entriesOf(lab: Lab, record: BackupRecord): Promise<MapEntry[]> {
+async function storedExtents(lab: FormatLab, record: BackupRecord): Promise<StoredExtent[]> {
   const packs = await readReferences(lab.repository, record);
-  return Array.fromAsync(readEntries(lab.repository, record, packs));
+  const entries = await Array.fromAsync(readEntries(lab.repository, record, packs));
+  return entries
+    .flatMap((entry) => ('extents' in entry ? entry.extents : []))
+    .filter((extent) => 'hashes' in extent);
 }
 
 for (const kind of ['none', 'age'] as const) {
   describe(`the reader in Python, repository sealed with ${kind}`, { timeout: 600_000 }, () => {
-    let lab: Lab;
+    let lab: FormatLab;
     let first: BackupRecord;
     let second: BackupRecord;
 
     before(async () => {
-      lab = await Lab.create(kind);
-      const { cluster } = lab;
-      await cluster.sql('create table t as select i, md5(i::text) from generate_series(1, 3000) i');
-      await addAwkwardFiles(cluster);
-      first = await lab.backup();
-      await cluster.sql('insert into t select i, md5(i::text) from generate_series(3001, 4000) i');
-      second = await lab.backup();
-      await lab.push(await aPartial(cluster, second));
-      await writeFile(join(cluster.dataDir, 'pg_wal/00000002.history'), '1\t0/3000000\tno reason\n');
-      await lab.push('00000002.history');
-      // A server that does not archive removes its own at once.
-      const label = `${second.wal.first}.00000028.backup`;
-      await writeFile(join(cluster.dataDir, 'pg_wal', label), `START WAL LOCATION: ${second.startLsn}\n`);
-      await lab.push(label);
+      lab = await createFormatLab(kind);
+      await addAwkwardThings(lab.cluster);
+      first = await lab.backup({ blockSizeBytes: BLOCK_BYTES, label: 'größer "than" fiction' });
+      await lab.cluster.sql('insert into t select i, md5(i::text) from generate_series(3001, 4000) i');
+      second = await lab.backup({ blockSizeBytes: BLOCK_BYTES });
+      await pushOthers(lab, second);
     });
     after(() => lab[Symbol.asyncDispose]());
 
@@ -275,40 +237,45 @@ for (const kind of ['none', 'age'] as const) {
       assert.equal(lines.length, 2);
     });
 
-    it('rebuilds the data directory that writeBackupFiles() writes, and a server starts on it', async () => {
-      const entries = await entriesOf(lab, second);
-      const stored = entries.flatMap((entry) => ('extents' in entry ? entry.extents : [])).filter(isStored);
-      const runs = new Set(stored.map(({ frame }) => frame.run));
+    it('rebuilds what writeBackupFiles() writes, and a server starts on it', async () => {
+      const runs = new Set((await storedExtents(lab, second)).map(({ frame }) => frame.run));
       assert.deepEqual([...runs].sort(), [first.id, second.id], 'the second backup uses packs of both runs');
-      assert.ok(entries.some((entry) => entry.kind === 'span' && entry.span === 2));
       assert.ok(first.stored.newBlocks > 5 * second.stored.newBlocks);
 
-      const target = join(lab.directory, 'target');
-      const { status, stderr } = await lab.read('restore', second.id, target);
+      await using cluster = await createCluster({ major: lab.cluster.major, start: false });
+      const target = cluster.dataDir;
+      await rm(target, { recursive: true });
+      const moved = join(cluster.scratch, 'neuer "Ort" \\');
+      const ours = await ourRestore(lab, second, moved);
+      const [tablespace] = second.tablespaces;
+      const mapping = `${tablespace?.oid}=${moved}`;
+      const { status, stderr } = await lab.read('restore', second.id, target, '--tablespace', mapping);
       assert.equal(status, 0, stderr);
-      const contents = await contentsOf(target);
-      assert.deepEqual(contents, await ourRestore(lab, second));
-      assert.equal(
-        [...contents.values()].filter((text) => text.startsWith('file')).length,
-        second.files.count,
-      );
+      assert.deepEqual([await contentsOf(target), await contentsOf(moved)], ours);
 
-      for (const name of lab.wal.keys()) {
+      for (const name of await walNames(lab)) {
         if (!/^[0-9A-F]{24}$/.test(name)) continue;
         assert.equal((await lab.read('wal', name, join(target, 'pg_wal', name))).status, 0);
       }
-      assert.equal(await countRows(lab, target), 4000);
+      await giveToServer(cluster.scratch);
+      await cluster.start();
+      const rows = await cluster.sql(
+        'select (select count(*) from t)::int as t, (select count(*) from o)::int as o, (select count(*) from p)::int as p',
+      );
+      assert.deepEqual(rows, [{ t: 4000, o: 2000, p: 2000 }]);
     });
 
     it('lists and extracts every kind of WAL file as it was pushed', async () => {
       const { stdout } = await lab.read('wal-list');
-      assert.deepEqual(stdout.trim().split('\n').sort(), [...lab.wal.keys()].sort());
+      const names = await walNames(lab);
+      assert.deepEqual(stdout.trim().split('\n').sort(), names.sort());
       const kinds = new Set<string>();
-      for (const [name, bytes] of lab.wal) {
+      for (const name of names) {
         const destination = join(lab.directory, 'extracted');
         const { status, stderr } = await lab.read('wal', name, destination);
         assert.equal(status, 0, stderr);
-        assert.ok((await readFile(destination)).equals(bytes), name);
+        const original = await readFile(join(lab.cluster.dataDir, 'pg_wal', name));
+        assert.ok((await readFile(destination)).equals(original), name);
         kinds.add((await readWalHeader(lab.repository, lab.identity, name))?.kind ?? '');
       }
       assert.deepEqual([...kinds].sort(), ['backup-label', 'history', 'partial', 'segment']);
@@ -333,7 +300,7 @@ for (const kind of ['none', 'age'] as const) {
       const packOfKind = (letter: 'b' | 'm', run: string): string =>
         packs.find((key) => key.startsWith(packKey(identity, run, letter, 1))) ?? '';
       const target = join(lab.directory, 'refused');
-      const restore = ['restore', second.id, target];
+      const restore = restoreCommand(second, second.id, target);
       const wal = ['wal', name, target];
       const cases: [key: string, command: string[]][] = [
         ['holdfast.json', ['list']],
@@ -355,8 +322,10 @@ for (const kind of ['none', 'age'] as const) {
             const { status, stderr } = await lab.read(command[0] ?? '', ...command.slice(1));
             assert.equal(status, 1, `${key}, ${changed.length} of ${bytes.length} bytes`);
             assert.match(stderr, /^refused: Damaged: /);
+            assert.ok(stderr.includes(key), `${stderr} names ${key}`);
           });
           await rm(target, { recursive: true, force: true });
+          await rm(`${target}-space`, { recursive: true, force: true });
         }
       }
     });
@@ -365,26 +334,16 @@ for (const kind of ['none', 'age'] as const) {
       it('needs an identity for contents, and none for the list', async () => {
         const { cluster, systemIdentifier } = lab.identity;
         const target = join(lab.directory, 'sealed');
-        const { status, stderr } = await python(
-          lab.root,
-          'restore',
-          cluster,
-          systemIdentifier,
-          second.id,
-          target,
-        );
+        const [command = '', ...rest] = restoreCommand(second, second.id, target);
+        const { status, stderr } = await python(lab.root, command, cluster, systemIdentifier, ...rest);
         assert.equal(status, 1);
         assert.match(stderr, /does not open/);
         assert.equal((await python(lab.root, 'list')).status, 0);
       });
 
       it('leaves no file name of the cluster and no block hash readable in the repository', async () => {
-        const entries = await entriesOf(lab, second);
-        const hashes = entries.flatMap((entry) => ('extents' in entry ? entry.extents : [])).filter(isStored);
-        const secrets = [
-          Buffer.from('pg_hba.conf'),
-          ...hashes.slice(0, 50).map((e) => e.hashes.subarray(0, 16)),
-        ];
+        const hashes = (await storedExtents(lab, second)).slice(0, 50).map((e) => e.hashes.subarray(0, 16));
+        const secrets = [Buffer.from('pg_hba.conf'), ...hashes];
         for (const entry of await readdir(lab.root, { recursive: true, withFileTypes: true })) {
           if (!entry.isFile()) continue;
           const bytes = await readFile(join(entry.parentPath, entry.name));
@@ -423,7 +382,8 @@ for (const kind of ['none', 'age'] as const) {
           const id = `20000101T000000Z-${String(index).padStart(4, '0')}`;
           await forge(lab, second, id, entries);
           const target = join(lab.directory, 'hostile/target');
-          const { status, stderr } = await lab.read('restore', id, target);
+          const [command = '', ...rest] = restoreCommand(second, id, target);
+          const { status, stderr } = await lab.read(command, ...rest);
           assert.equal(status, 1, `${index}`);
           assert.match(stderr, reason);
           await assert.rejects(lstat(join(lab.directory, 'hostile/escaped')), { code: 'ENOENT' });
@@ -475,15 +435,10 @@ describe('the hashes of the reader in Python', () => {
   });
 });
 
-function isStored(extent: Extent): extent is Extract<Extent, { hashes: Buffer }> {
-  return 'hashes' in extent;
-}
-
-/** The last segment of a backup again, as the incomplete last one of a timeline that ended. */
-async function aPartial(cluster: TestCluster, record: BackupRecord): Promise<string> {
-  const segment = join(cluster.dataDir, 'pg_wal', record.wal.last);
-  await copyFile(segment, `${segment}.partial`);
-  return `${record.wal.last}.partial`;
+/** The tablespace goes beside the target: where it was, it still is. */
+function restoreCommand({ tablespaces }: BackupRecord, id: string, target: string): string[] {
+  const mappings = tablespaces.flatMap(({ oid }) => ['--tablespace', `${oid}=${target}-space`]);
+  return ['restore', id, target, ...mappings];
 }
 
 /** Puts other bytes in an object's place, or nothing, for as long as `work` takes. */
@@ -498,7 +453,7 @@ async function withChange(path: string, bytes: Buffer | undefined, work: () => P
 }
 
 /** Commits a backup whose map is made up. */
-async function forge(lab: Lab, like: BackupRecord, id: string, entries: MapEntry[]): Promise<void> {
+async function forge(lab: FormatLab, like: BackupRecord, id: string, entries: MapEntry[]): Promise<void> {
   const { repository, identity } = lab;
   const writer = new PackWriter(repository, identity, id, 'm');
   async function* source(): AsyncGenerator<MapEntry> {
@@ -508,34 +463,4 @@ async function forge(lab: Lab, like: BackupRecord, id: string, entries: MapEntry
   const index = await writeIndex(repository, identity, id, chunks);
   const references = await writeReferences(repository, identity, id, writer.packs);
   await writeBackupRecord(repository.storage, { ...like, id, index, references });
-}
-
-/** Starts a server on a directory that the reader rebuilt: it recovers to the end of the WAL it finds. */
-async function countRows(lab: Lab, dataDirectory: string): Promise<number> {
-  await giveToServer(dataDirectory);
-  const user = await serverUser();
-  const socketDirectory = await scratchDirectory();
-  let instance: Instance | undefined;
-  try {
-    instance = await startInstance({
-      binaries: lab.cluster.binaries,
-      dataDirectory,
-      user,
-      socketDirectory,
-      port: 0,
-      logFile: join(socketDirectory, 'server.log'),
-    });
-    const { Client } = await import('pg');
-    const client = new Client({ connectionString: socketUrl(socketDirectory, 5432, 'postgres', 'postgres') });
-    await client.connect();
-    try {
-      const { rows } = await client.query<{ count: number }>('select count(*)::int as count from t');
-      return rows[0]?.count ?? 0;
-    } finally {
-      await client.end();
-    }
-  } finally {
-    await instance?.stop('immediate');
-    await rm(socketDirectory, { recursive: true, force: true });
-  }
 }

@@ -29,6 +29,7 @@ MARKER_MAX, CLEAR_MAX = 64 << 10, 4 << 20
 PLAIN_MAX, STORED_MAX = 1 << 20, 2 << 20
 WAL_FRAME_MAX, WAL_FILE_MAX = 64 << 20, 1 << 30
 SPAN_BLOCKS, HASH_BYTES = 2048, 16
+CRC_MAX = 64 << 10
 COMPONENT = re.compile(r"[A-Za-z0-9._-]{1,255}")
 RUN = re.compile(r"\d{8}T\d{6}Z-[0-9a-f]{4}")
 HASH = re.compile(r"[0-9a-f]{64}")
@@ -332,7 +333,7 @@ class Backup:
     def __init__(self, store, history, record):
         self.store, self.history, self.record = store, history, record
         self.packs = {plain_key(line["key"]): line for line in store.lines(record["references"])}
-        self.frame, self.frame_place = b"", None
+        self.frames = collections.OrderedDict()
 
     def pack(self, run, kind, number):
         key = f"{self.history}/data/{run}/{kind}{number:06d}.pack"
@@ -354,14 +355,20 @@ class Backup:
                 last = sort_key(entry)
                 yield entry
 
+    def frame(self, extent):
+        """The plain bytes; a few are kept, as the blocks of one lie in many files."""
+        place = (extent.run, extent.pack, extent.offset, extent.length)
+        if place not in self.frames:
+            stored = self.pack(extent.run, "b", extent.pack)
+            self.frames[place] = decompress(self.store.read_part(stored, extent.offset, extent.length), PLAIN_MAX)
+            if len(self.frames) > 64:
+                self.frames.popitem(last=False)
+        self.frames.move_to_end(place)
+        return self.frames[place]
+
     def blocks(self, extent, size, block_size):
         """`size` bytes, each block compared with its hash: sections 7.4 and 7.6."""
-        place = (extent.run, extent.pack, extent.offset, extent.length)
-        if place != self.frame_place:
-            stored = self.pack(extent.run, "b", extent.pack)
-            self.frame = decompress(self.store.read_part(stored, extent.offset, extent.length), PLAIN_MAX)
-            self.frame_place = place
-        data = self.frame[extent.start : extent.start + size]
+        data = self.frame(extent)[extent.start : extent.start + size]
         need(len(data) == size, "a frame is too short for its blocks")
         for number in range(blocks_of(extent)):
             digest = blake3(data[number * block_size : (number + 1) * block_size])[:HASH_BYTES]
@@ -429,6 +436,12 @@ def restore(backup, target, tablespaces):
     os.rename(target + b"/" + CONTROL + PENDING, target + b"/" + CONTROL)
 
 
+def write_tablespace_map(target, tablespaces):
+    with open(target + b"/tablespace_map", "wb") as file:
+        for oid, location in tablespaces.items():
+            file.write(oid + b" " + re.sub(rb"([\n\r\\])", rb"\\\1", location) + b"\n")
+
+
 class FileWriter:
     def __init__(self, backup, tree, entry):
         self.backup, self.entry = backup, entry
@@ -462,15 +475,15 @@ class FileWriter:
             else:
                 data = self.backup.blocks(extent, size, self.block_size)
                 self.file.write(data)
-            if self.entry.size <= PLAIN_MAX:
+            if self.entry.size <= CRC_MAX:
                 self.crc = crc32c(data, self.crc)
             self.at += size
 
     def finish(self):
         path = self.entry.path
         need(self.at == self.entry.size, f"{path!r} is not described to its end")
-        # In pure Python the CRC of a large file takes too long; its blocks were compared all the same.
-        need(self.entry.size > PLAIN_MAX or self.crc == self.entry.crc, f"{path!r}: its CRC-32C does not fit")
+        # Too slow for large files in pure Python; their blocks were compared all the same.
+        need(self.entry.size > CRC_MAX or self.crc == self.entry.crc, f"{path!r}: its CRC-32C does not fit")
         self.file.truncate(self.entry.size)
         self.file.flush()
         os.fsync(self.file.fileno())
@@ -524,11 +537,12 @@ def main():
     else:
         backup_id, target = rest
         record = read_record(store, history, backup_id)
-        tablespaces = {str(t["oid"]).encode(): t["location"].encode("latin-1") for t in record["tablespaces"]}
-        for mapping in options.tablespace:
-            oid, location = os.fsencode(mapping).split(b"=", 1)
-            tablespaces[oid] = location
-        restore(Backup(store, history, record), os.fsencode(target), tablespaces)
+        tablespaces = {str(t["oid"]).encode(): t["location"].encode() for t in record["tablespaces"]}
+        moved = dict(os.fsencode(mapping).split(b"=", 1) for mapping in options.tablespace)
+        need(moved.keys() <= tablespaces.keys(), "no such tablespace")
+        restore(Backup(store, history, record), os.fsencode(target), tablespaces | moved)
+        if moved:
+            write_tablespace_map(os.fsencode(target), tablespaces | moved)
 
 
 if __name__ == "__main__":
