@@ -31,7 +31,7 @@ interface RestoreResult {
   backup: string;
   dataDirectory: string;
   reached: { lsn: string; timeline: number; lastCommitTime: string | null };
-  server: { url: string };
+  server: { url: string; socketDirectory: string };
 }
 
 async function run({ options, context }: Invocation): Promise<void> {
@@ -188,6 +188,7 @@ async function tell(stage: Stage): Promise<Ending> {
     );
   }
   await stopInstance(stage.restored, 'fast');
+  await rm(result.server.socketDirectory, { recursive: true, force: true });
   await server.stop('fast');
   const { reached } = result;
   return { backup: result.backup, ...reached, xid, rows: after.orders, digest: after.digest, restoreMs };
@@ -217,7 +218,7 @@ async function waitUntilArchived(shop: { query: (text: string) => Promise<object
 
 async function digestOfRestored(result: RestoreResult, signal: AbortSignal): Promise<OrdersDigest> {
   await using database = await connect(result.server.url, { signal });
-  return digestOrders(database);
+  return await digestOrders(database);
 }
 
 function lastJsonLine(printed: string): RestoreResult {
