@@ -1,6 +1,8 @@
 import assert from 'node:assert/strict';
-import { spawnSync } from 'node:child_process';
+import { spawn, spawnSync } from 'node:child_process';
+import { EventEmitter, once } from 'node:events';
 import { mkdtemp, readdir, readFile, rm, writeFile } from 'node:fs/promises';
+import { type AddressInfo, createServer } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { test, type TestContext } from 'node:test';
@@ -197,4 +199,30 @@ test('holdfast init writes a configuration and a repository once, and changes ne
   assert.deepEqual([result.created, result.repositories[0]?.created], [false, false]);
   assert.match(second.stderr, /--cluster changed nothing/);
   assert.deepEqual(await Promise.all(files.map(async (file) => readFile(file, 'utf8'))), before);
+});
+
+test('holdfast ends with 130 on a signal, though the server never answers', async (t) => {
+  const { directory } = await place(t);
+  // Takes connections and never answers.
+  const silent = createServer();
+  const reached = new EventEmitter();
+  silent.on('connection', (socket) => {
+    socket.on('error', () => undefined);
+    reached.emit('connection');
+  });
+  silent.listen(0, '127.0.0.1');
+  await once(silent, 'listening');
+  t.after(() => silent.close());
+  const { port } = silent.address() as AddressInfo;
+  await writeFile(
+    join(directory, 'holdfast.yaml'),
+    CONFIGURATION.replace('127.0.0.1:1', `127.0.0.1:${port}`),
+  );
+
+  const env = { PATH: process.env['PATH'], HOME: directory, HOLDFAST_SOURCE: '1' };
+  const check = spawn(launcherPath(), ['check'], { cwd: directory, env });
+  await once(reached, 'connection');
+  check.kill('SIGINT');
+  const [status] = (await once(check, 'exit')) as [number | null];
+  assert.equal(status, 130);
 });

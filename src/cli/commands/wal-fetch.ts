@@ -68,11 +68,11 @@ async function run({ arguments: [name = '', path = ''], options, context }: Invo
     { configuration, environment, signal },
     giveUpAt,
   );
-  for (const error of opened.failures) output.warn(error.message);
   const [firstFailure] = opened.failures;
   if (opened.repositories.length === 0) {
     throw firstFailure ?? new HoldfastError('config-invalid', 'no repository can be asked');
   }
+  for (const error of opened.failures) output.warn(error.message);
   const result = await fetchWal({
     name,
     destination: path,
