@@ -171,7 +171,7 @@ async function copyAndCommit(request: BaseBackupRequest, facts: RunFacts): Promi
   const chunks = await writeChunks(
     spool.entries(),
     mapPacks,
-    previous?.shareableChunks() ?? new Map(),
+    { get: (hash) => previous?.sharedChunk(hash) },
     (hash, plain) => cache?.keep(hash, plain),
   ).catch(async (error: unknown) => {
     await mapPacks.abort(error);

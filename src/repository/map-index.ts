@@ -63,14 +63,18 @@ function estimatedBytes(entry: MapEntry): number {
   return bytes;
 }
 
+export interface KnownChunks {
+  get(hash: string): Promise<ChunkReference | undefined> | ChunkReference | undefined;
+}
+
 /**
- * Writes a backup's block map: chunks that an earlier backup has already (`known`, by hash) are referred to, the others
- * go into map packs. `keep` is shown every chunk's plain bytes.
+ * Writes a backup's block map: chunks that an earlier backup has already (`known`, by hash) are referred to,
+ * the others go into map packs. `keep` is shown every chunk's plain bytes.
  */
 export async function writeChunks(
   entries: AsyncIterable<MapEntry>,
   writer: PackWriter,
-  known: ReadonlyMap<string, ChunkReference>,
+  known: KnownChunks,
   keep: (hash: string, plain: Buffer) => Promise<void> | undefined,
 ): Promise<ChunkReference[]> {
   const pending: Promise<ChunkReference>[] = [];
@@ -79,7 +83,7 @@ export async function writeChunks(
     const hash = blake3Hex(plain);
     const first = chunk[0] === undefined ? '' : entryKey(chunk[0]);
     await keep(hash, plain);
-    const shared = known.get(hash);
+    const shared = await known.get(hash);
     if (shared !== undefined) {
       pending.push(Promise.resolve({ ...shared, first }));
       continue;

@@ -44,6 +44,10 @@ export class PreviousBackup {
   readonly #cache: ChunkCache | undefined;
   readonly #signal: AbortSignal | undefined;
   readonly #decoded = new Map<number, DecodedChunk>();
+  /** Chunks that were read, and those of them that are not what was stored. */
+  readonly #looked = new Set<number>();
+  readonly #damaged = new Set<number>();
+  #places: Map<string, number> | undefined;
   #decodedBytes = 0;
 
   private constructor(
@@ -90,13 +94,17 @@ export class PreviousBackup {
     }
   }
 
-  /** The chunks that a new map may share: those in packs that are still there. */
-  shareableChunks(): Map<string, ChunkReference> {
-    const known = new Map<string, ChunkReference>();
-    for (const chunk of this.chunks) {
-      if (this.#holds(chunk.run, 'm', chunk.pack)) known.set(chunk.hash, chunk);
-    }
-    return known;
+  /**
+   * The chunk of this hash, if a new map may share it: its pack is still there, and it could be read, or only a key is
+   * missing to read it. To be asked after the last look at files: what those found damaged is known then.
+   */
+  async sharedChunk(hash: string): Promise<ChunkReference | undefined> {
+    this.#places ??= new Map(this.chunks.map((chunk, at) => [chunk.hash, at]));
+    const at = this.#places.get(hash);
+    const chunk = at === undefined ? undefined : this.chunks[at];
+    if (at === undefined || chunk === undefined || !this.#holds(chunk.run, 'm', chunk.pack)) return undefined;
+    if (!this.#looked.has(at)) await this.#load(at);
+    return this.#damaged.has(at) ? undefined : chunk;
   }
 
   async file(path: string): Promise<FileEntry | undefined> {
@@ -160,6 +168,7 @@ export class PreviousBackup {
   async #readChunk(at: number): Promise<DecodedChunk> {
     const chunk = this.chunks[at];
     if (chunk === undefined) return { entries: [], bytes: 0 };
+    this.#looked.add(at);
     try {
       const plain =
         (await this.#cache?.chunk(chunk.hash)) ??
@@ -167,6 +176,8 @@ export class PreviousBackup {
       return { entries: decodeChunk(plain), bytes: plain.length * ENTRY_OVERHEAD };
     } catch (error) {
       if (!isTolerable(error)) throw error;
+      // A damaged seal looks like that of another key.
+      if (error.code !== 'key-missing') this.#damaged.add(at);
       this.unusable.push(error.message);
       return { entries: [], bytes: 0 };
     }

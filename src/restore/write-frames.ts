@@ -50,31 +50,35 @@ export async function writeFrames(options: WriteFramesOptions): Promise<number> 
   await using files = new OpenFiles(options.tree);
   const inFlight = new Set<Promise<void>>();
   let failure: unknown;
-  for await (const work of byPack(options.wanted)) {
-    const pack = packOf(options.packs, options.record, work.run, 'b', work.pack);
-    for await (const { frame, compressed } of readFrames(
-      options.repository,
-      pack,
-      work.frames,
-      options.signal,
-    )) {
-      throwIfCancelled(options.signal);
-      const task = writeFrame(compressed, frame, files, options.record.layout.blockSizeBytes)
-        .then((bytes) => {
-          done += bytes;
-          options.progress(done);
-        })
-        .catch((error: unknown) => {
-          failure ??= nameObject(error, pack.key);
-        })
-        .finally(() => inFlight.delete(task));
-      inFlight.add(task);
-      if (inFlight.size >= FRAMES_IN_FLIGHT) await Promise.race(inFlight);
+  try {
+    for await (const work of byPack(options.wanted)) {
+      const pack = packOf(options.packs, options.record, work.run, 'b', work.pack);
+      for await (const { frame, compressed } of readFrames(
+        options.repository,
+        pack,
+        work.frames,
+        options.signal,
+      )) {
+        throwIfCancelled(options.signal);
+        const task = writeFrame(compressed, frame, files, options.record.layout.blockSizeBytes)
+          .then((bytes) => {
+            done += bytes;
+            options.progress(done);
+          })
+          .catch((error: unknown) => {
+            failure ??= nameObject(error, pack.key);
+          })
+          .finally(() => inFlight.delete(task));
+        inFlight.add(task);
+        if (inFlight.size >= FRAMES_IN_FLIGHT) await Promise.race(inFlight);
+        if (failure !== undefined) break;
+      }
       if (failure !== undefined) break;
     }
-    if (failure !== undefined) break;
+  } finally {
+    // They write to files that are closed when this returns.
+    await Promise.all(inFlight);
   }
-  await Promise.all(inFlight);
   if (failure !== undefined) throw failure;
   return done;
 }

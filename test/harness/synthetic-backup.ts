@@ -73,9 +73,11 @@ export async function storeFiles(
     for await (const entry of entries) await feed(blocks, spool, entry);
     await blocks.finish();
     const mapPacks = new PackWriter(repository, IDENTITY, backupId, 'm');
-    const shareable = previous?.shareableChunks() ?? new Map<string, ChunkReference>();
-    const chunks = await writeChunks(spool.entries(), mapPacks, shareable, (hash, plain) =>
-      cache?.keep?.(hash, plain),
+    const chunks = await writeChunks(
+      spool.entries(),
+      mapPacks,
+      { get: (hash) => previous?.sharedChunk(hash) },
+      (hash, plain) => cache?.keep?.(hash, plain),
     );
     const index = await writeIndex(repository, IDENTITY, backupId, chunks);
     const packs = new Map([...blockPacks.packs, ...mapPacks.packs].map((pack) => [pack.key, pack]));
