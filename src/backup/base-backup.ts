@@ -294,13 +294,29 @@ async function openPrevious(
   blockSizeBytes: number,
   cache: LocalChunkCache | undefined,
 ): Promise<PreviousBackup | undefined> {
-  const record = backups.findLast(({ layout }) => layout.blockSizeBytes === blockSizeBytes);
+  const { sealer } = request.repository;
+  const record = backups.findLast(
+    ({ layout, seal }) => layout.blockSizeBytes === blockSizeBytes && isSealedAlike(seal, sealer),
+  );
   if (record === undefined) return undefined;
   return PreviousBackup.open(request.repository, record, {
     say: (text) => request.report({ event: 'note', text }),
     ...(cache && { cache }),
     ...(request.signal && { signal: request.signal }),
   });
+}
+
+/**
+ * A backup may only refer to packs that everybody can open who can open the backup itself, and never to clear ones when it
+ * is sealed. What holds for the earlier backup holds for the packs it refers to.
+ */
+function isSealedAlike(
+  earlier: BackupRecord['seal'],
+  now: { kind: BackupRecord['seal']['kind']; recipients: readonly string[] },
+): boolean {
+  return (
+    earlier.kind === now.kind && now.recipients.every((recipient) => earlier.recipients.includes(recipient))
+  );
 }
 
 interface Copy {

@@ -43,8 +43,8 @@ export class CopySink implements BaseBackupSink {
         this.#blocks.other({ kind: 'directory', path, mode });
         return undefined;
       case 'symlink':
-        this.#blocks.other({ kind: 'link', path, target: entry.linkTarget ?? '' });
-        return undefined;
+        // With TABLESPACE_MAP the server sends none (PostgreSQL manual, BASE_BACKUP).
+        throw new HoldfastError('object-damaged', `the server sent a symbolic link, ${JSON.stringify(path)}`);
       case 'file':
         this.#inControl = path === CONTROL_FILE;
         if (this.#inControl) this.control = Buffer.alloc(0);

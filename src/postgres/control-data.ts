@@ -90,7 +90,10 @@ export function readControlData(bytes: Buffer): ControlData {
   const catalogVersion = bytes.readUInt32LE(12);
   const known = SUPPORTED_MAJORS.find((major) => VERSION_FACTS[major].controlVersion === controlVersion);
   if (known === undefined) {
-    throw new HoldfastError('version-unsupported', `pg_control of version ${controlVersion} is not supported`);
+    throw new HoldfastError(
+      'version-unsupported',
+      `pg_control of version ${controlVersion} is not supported`,
+    );
   }
   const crcAt = VERSION_FACTS[known].controlCrcOffset;
   if (crc32c(bytes.subarray(0, crcAt)) !== bytes.readUInt32LE(crcAt)) {

@@ -30,10 +30,34 @@ export interface VersionFacts {
 }
 
 export const VERSION_FACTS: Readonly<Record<MajorVersion, VersionFacts>> = {
-  15: { walMagic: 0xd110, controlVersion: 1300, catalogVersion: 202209061, controlCrcOffset: 288, droppedStatsItemBytes: 12 },
-  16: { walMagic: 0xd113, controlVersion: 1300, catalogVersion: 202307071, controlCrcOffset: 288, droppedStatsItemBytes: 12 },
-  17: { walMagic: 0xd116, controlVersion: 1700, catalogVersion: 202406281, controlCrcOffset: 288, droppedStatsItemBytes: 12 },
-  18: { walMagic: 0xd118, controlVersion: 1800, catalogVersion: 202506291, controlCrcOffset: 292, droppedStatsItemBytes: 16 },
+  15: {
+    walMagic: 0xd110,
+    controlVersion: 1300,
+    catalogVersion: 202209061,
+    controlCrcOffset: 288,
+    droppedStatsItemBytes: 12,
+  },
+  16: {
+    walMagic: 0xd113,
+    controlVersion: 1300,
+    catalogVersion: 202307071,
+    controlCrcOffset: 288,
+    droppedStatsItemBytes: 12,
+  },
+  17: {
+    walMagic: 0xd116,
+    controlVersion: 1700,
+    catalogVersion: 202406281,
+    controlCrcOffset: 288,
+    droppedStatsItemBytes: 12,
+  },
+  18: {
+    walMagic: 0xd118,
+    controlVersion: 1800,
+    catalogVersion: 202506291,
+    controlCrcOffset: 292,
+    droppedStatsItemBytes: 16,
+  },
 };
 
 /** Reads the version out of `postgres (PostgreSQL) 15.18 (Debian …)`; undefined for any other text. */
@@ -61,12 +85,16 @@ export function majorOfWalMagic(magic: number): MajorVersion | undefined {
 
 /** The major whose catalogs have this version; `version-unsupported` for betas and unknown majors. */
 export function majorOfCatalogVersion(catalogVersion: number): MajorVersion {
-  const major = SUPPORTED_MAJORS.find((candidate) => VERSION_FACTS[candidate].catalogVersion === catalogVersion);
+  const major = SUPPORTED_MAJORS.find(
+    (candidate) => VERSION_FACTS[candidate].catalogVersion === catalogVersion,
+  );
   if (major === undefined) throw unsupported(`catalog version ${catalogVersion}`, { catalogVersion });
   return major;
 }
 
 function unsupported(what: string, context: Record<string, number>): HoldfastError {
   const range = `${OLDEST_MAJOR} to ${NEWEST_MAJOR}`;
-  return new HoldfastError('version-unsupported', `${what} is not supported, only PostgreSQL ${range}`, { context });
+  return new HoldfastError('version-unsupported', `${what} is not supported, only PostgreSQL ${range}`, {
+    context,
+  });
 }

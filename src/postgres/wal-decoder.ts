@@ -232,7 +232,15 @@ export class WalDecoder {
         this.#stop('invalid', this.#at, 'the checksum of a record is wrong');
         return undefined;
       }
-      const record = this.#finishRecord(this.#view, from, length, this.#pageHigh, low, this.#at + length, undefined);
+      const record = this.#finishRecord(
+        this.#view,
+        from,
+        length,
+        this.#pageHigh,
+        low,
+        this.#at + length,
+        undefined,
+      );
       if (record !== undefined) return record;
     }
     return undefined;
@@ -258,7 +266,8 @@ export class WalDecoder {
           this.#at = this.#blockSize;
           return false;
         }
-        if (this.#startOffset === 0 || this.#startOffset === headerBytes) return this.#expectRecord(continues);
+        if (this.#startOffset === 0 || this.#startOffset === headerBytes)
+          return this.#expectRecord(continues);
         this.#at = this.#startOffset;
         this.#mode = 'records';
         if (this.#startOffset > headerBytes && this.#startOffset % 8 === 0) return true;
@@ -373,7 +382,15 @@ export class WalDecoder {
     this.#mode = 'records';
     const parts = this.#recordParts;
     this.#recordParts = undefined;
-    return this.#finishRecord(head, 0, this.#recordLength, this.#recordHigh, this.#recordLow, this.#at, parts);
+    return this.#finishRecord(
+      head,
+      0,
+      this.#recordLength,
+      this.#recordHigh,
+      this.#recordLow,
+      this.#at,
+      parts,
+    );
   }
 
   /** Takes `count` more bytes of the record: its header aside, its body into the CRC and, if it is decoded, a copy. */
@@ -444,7 +461,8 @@ export class WalDecoder {
       place,
       this.#major as MajorVersion,
     );
-    if (record === undefined) this.#stopAt('invalid', high, low, `a record of kind ${kind} has impossible content`);
+    if (record === undefined)
+      this.#stopAt('invalid', high, low, `a record of kind ${kind} has impossible content`);
     return record;
   }
 

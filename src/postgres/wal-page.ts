@@ -52,14 +52,19 @@ export interface WalSegmentExpectation {
  * `version-unsupported` if its magic looks like that of a major Holdfast does not know.
  */
 export function readWalLongHeader(bytes: Uint8Array): WalLongHeader {
-  if (bytes.byteLength < LONG_HEADER_BYTES) throw invalid(`a wal segment of ${bytes.byteLength} bytes has no header`);
+  if (bytes.byteLength < LONG_HEADER_BYTES)
+    throw invalid(`a wal segment of ${bytes.byteLength} bytes has no header`);
   const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
   const magic = view.getUint16(0, true);
   const majorVersion = majorOfWalMagic(magic);
   if (majorVersion === undefined) {
     const shown = magic.toString(16).padStart(4, '0').toUpperCase();
-    if (magic >>> 8 !== 0xd0 && magic >>> 8 !== 0xd1) throw invalid(`not a wal segment: its magic number is ${shown}`);
-    throw new HoldfastError('version-unsupported', `wal with magic number ${shown} is of an unsupported version`);
+    if (magic >>> 8 !== 0xd0 && magic >>> 8 !== 0xd1)
+      throw invalid(`not a wal segment: its magic number is ${shown}`);
+    throw new HoldfastError(
+      'version-unsupported',
+      `wal with magic number ${shown} is of an unsupported version`,
+    );
   }
   const info = view.getUint16(2, true);
   const segmentSize = view.getUint32(32, true);
@@ -105,7 +110,9 @@ export function checkWalSegment(bytes: Uint8Array, expected: WalSegmentExpectati
     );
   }
   if (expected.segmentSize !== undefined && header.segmentSize !== expected.segmentSize) {
-    throw invalid(`${name} is of a cluster with segments of ${header.segmentSize} bytes, not ${expected.segmentSize}`);
+    throw invalid(
+      `${name} is of a cluster with segments of ${header.segmentSize} bytes, not ${expected.segmentSize}`,
+    );
   }
   if (expected.sizeBytes !== header.segmentSize) {
     throw invalid(`${name} has ${expected.sizeBytes} bytes instead of ${header.segmentSize}`);

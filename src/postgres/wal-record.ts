@@ -171,7 +171,14 @@ export function decodeWalRecord(
       if (timelines === undefined) return undefined;
       const shutdown = (place.info & 0xf0) === 0;
       const redo = lsnOf(view.getBigUint64(at, true));
-      return { kind, ...place, shutdown, redo, ...timelines, time: view.getBigInt64(at + 64, true) * 1_000_000n };
+      return {
+        kind,
+        ...place,
+        shutdown,
+        redo,
+        ...timelines,
+        time: view.getBigInt64(at + 64, true) * 1_000_000n,
+      };
     }
     case 'end-of-recovery': {
       const timelines = timelinePair(view, at + 8);

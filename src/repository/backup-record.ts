@@ -2,7 +2,7 @@ import { HoldfastError } from '../errors.ts';
 import type { SealKind } from '../seal/sealer.ts';
 import { encodeClearObject, readClearObject } from './clear-object.ts';
 import type { StoredObject } from './sealed-object.ts';
-import { type ClusterIdentity, FORMAT_VERSION, recordKey } from './layout.ts';
+import { type ClusterIdentity, FORMAT_VERSION, recordKey, runPrefix } from './layout.ts';
 import type { Storage } from '../storage/storage.ts';
 
 /**
@@ -65,6 +65,8 @@ export interface BackupRecord {
   index: StoredObject;
 }
 
+/** Powers of two from 4 KiB to 1 MiB: a block fits in a frame. */
+const BLOCK_SIZES = Array.from({ length: 9 }, (_, n) => 4096 * 2 ** n);
 const RECORD_MAX_BYTES = 4 * 1024 * 1024;
 
 /** Reads one record. `backup-unknown` where there is none, `object-damaged` where it is not what its key says. */
@@ -146,8 +148,11 @@ function checkRecord(
       damaged('an object it refers to is not described');
     }
   }
-  if (record.layout?.hash !== 'blake3-128' || !Number.isSafeInteger(record.layout.blockSizeBytes)) {
-    damaged('its layout is unknown');
+  const { hash, blockSizeBytes } = record.layout;
+  if (hash !== 'blake3-128' || !BLOCK_SIZES.includes(blockSizeBytes)) damaged('its layout is unknown');
+  const own = runPrefix(identity, backupId);
+  if (!record.references.key.startsWith(own) || !record.index.key.startsWith(own)) {
+    damaged('it refers to objects of another place');
   }
   return record;
 }

@@ -5,7 +5,7 @@ import { ByteReader, ByteWriter } from './byte-codec.ts';
  * Block maps say, for each file of a base backup, the hash of each of its blocks and where the block's bytes lie.
  * Paths are relative to the data directory, as the raw bytes in a latin1 string, so that any file name survives.
  */
-export type MapEntry = FileEntry | SpanEntry | DirectoryEntry | LinkEntry;
+export type MapEntry = FileEntry | SpanEntry | DirectoryEntry;
 
 export interface FileEntry {
   kind: 'file';
@@ -30,12 +30,6 @@ export interface DirectoryEntry {
   kind: 'directory';
   path: string;
   mode: number;
-}
-
-export interface LinkEntry {
-  kind: 'link';
-  path: string;
-  target: string;
 }
 
 /** Consecutive blocks that lie one behind the other in one frame, or are all zeros and lie nowhere. */
@@ -65,11 +59,17 @@ export interface FrameLocation {
 /** 64 MiB of file at 32 KiB a block. */
 export const SPAN_BLOCKS = 2048;
 
-/** Block hashes are BLAKE3 cut to 128 bits: accidental equality at one place needs 2^128 tries, a forged block as many. */
+/**
+ * Block hashes are BLAKE3 cut to 128 bits. A block is only ever compared with its predecessor at one place, and a block
+ * that was damaged or forged passes with 2^-128. (Who may choose both blocks finds two that are equal in 2^64 tries.)
+ */
 export const HASH_BYTES = 16;
 
 /** Largest plain size of a frame; what is larger is damaged. */
 export const FRAME_MAX_BYTES = 1024 * 1024;
+
+/** Largest compressed frame: what does not compress grows by less than this allows (ZSTD_compressBound). */
+const FRAME_STORED_MAX_BYTES = FRAME_MAX_BYTES + 8192;
 
 /** Entries are ordered by this: a file, then its spans, in byte order of paths. */
 export function entryKey(entry: MapEntry): string {
@@ -91,7 +91,7 @@ export function blockCount(extents: readonly Extent[]): number {
   );
 }
 
-const KINDS = ['file', 'span', 'directory', 'link'] as const;
+const KINDS = ['file', 'span', 'directory'] as const;
 
 /** Encodes one entry. Equal entries give equal bytes for equal numbering of runs. */
 export function encodeEntry(out: ByteWriter, entry: MapEntry, runNumber: (run: string) => number): void {
@@ -110,9 +110,6 @@ export function encodeEntry(out: ByteWriter, entry: MapEntry, runNumber: (run: s
       break;
     case 'directory':
       out.uint(entry.mode);
-      break;
-    case 'link':
-      out.text(entry.target);
       break;
   }
 }
@@ -160,8 +157,6 @@ export function decodeEntry(input: ByteReader, runs: readonly string[]): MapEntr
       return { kind, path, span: input.uint(), extents: decodeExtents(input, runs) };
     case 'directory':
       return { kind, path, mode: input.uint() };
-    case 'link':
-      return { kind, path, target: input.text() };
     default:
       return assertNever(kind);
   }
@@ -169,10 +164,12 @@ export function decodeEntry(input: ByteReader, runs: readonly string[]): MapEntr
 
 function decodeExtents(input: ByteReader, runs: readonly string[]): Extent[] {
   const extents: Extent[] = [];
-  for (let left = input.uint(); left > 0; left -= 1) {
+  let left = SPAN_BLOCKS;
+  for (let count = input.uint(); count > 0; count -= 1) {
     const head = input.uint();
     const blocks = Math.floor(head / 2);
-    if (blocks === 0 || blocks > SPAN_BLOCKS)
+    left -= blocks;
+    if (blocks === 0 || left < 0)
       throw new HoldfastError('object-damaged', 'a block map holds an impossible extent');
     if (head % 2 === 1) {
       extents.push({ zeroBlocks: blocks });
@@ -182,6 +179,9 @@ function decodeExtents(input: ByteReader, runs: readonly string[]): Extent[] {
     if (run === undefined)
       throw new HoldfastError('object-damaged', 'a block map refers to a run that it does not name');
     const frame = { run, pack: input.uint(), offset: input.uint(), bytes: input.uint() };
+    if (frame.bytes === 0 || frame.bytes > FRAME_STORED_MAX_BYTES) {
+      throw new HoldfastError('object-damaged', 'a block map refers to a frame of an impossible size');
+    }
     extents.push({ frame, plainOffset: input.uint(), hashes: input.raw(blocks * HASH_BYTES) });
   }
   return extents;

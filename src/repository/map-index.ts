@@ -234,7 +234,7 @@ export async function readChunk(
     stored.key,
   );
   const plain = await decompressBounded(frame, CHUNK_LIMIT_BYTES);
-  if (blake3Hex(plain) !== chunk.hash)
+  if (plain.length !== chunk.plainBytes || blake3Hex(plain) !== chunk.hash)
     throw damaged(stored.key, 'a part of the block map is not what was stored');
   return plain;
 }
@@ -260,8 +260,20 @@ export async function* readEntries(
   packs: ReadonlyMap<string, StoredObject>,
   signal?: AbortSignal,
 ): AsyncGenerator<MapEntry> {
+  let last = '';
   for (const chunk of await readIndex(repository, record, signal)) {
-    yield* decodeChunk(await readChunk(repository, record, packs, chunk, signal));
+    const entries = decodeChunk(await readChunk(repository, record, packs, chunk, signal));
+    if (entries[0] === undefined || entryKey(entries[0]) !== chunk.first) {
+      throw damaged(record.index.key, 'it names another beginning of a chunk than the chunk has');
+    }
+    for (const entry of entries) {
+      const key = entryKey(entry);
+      if (key <= last) {
+        throw damaged(record.index.key, `its entries are out of order at ${JSON.stringify(entry.path)}`);
+      }
+      last = key;
+      yield entry;
+    }
   }
 }
 

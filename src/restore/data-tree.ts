@@ -84,16 +84,6 @@ export class DataTree {
     await this.#own(place);
   }
 
-  /** A link of the map: it can only be that of a tablespace, which `claimTablespaces` has made. */
-  assertTablespaceLink(path: string): void {
-    const [, oid, rest] = TABLESPACE.exec(path) ?? [];
-    if (oid !== undefined && rest === undefined && this.#options.tablespaces.has(Number(oid))) return;
-    throw new HoldfastError(
-      'object-damaged',
-      `the backup names a link that is no tablespace: ${JSON.stringify(path)}`,
-    );
-  }
-
   /** Opens a file of the map for reading and writing, made if it is not there (and must not be, unless `delta`). */
   async createFile(path: string, mode: number): Promise<FileHandle> {
     const place = this.resolve(path);

@@ -132,9 +132,6 @@ async function layOut(
       case 'directory':
         await tree.directory(entry.path, entry.mode);
         break;
-      case 'link':
-        tree.assertTablespaceLink(entry.path);
-        break;
       case 'file':
         await current.next(entry, await tree.createFile(entry.path, entry.mode), options.delta);
         planned.files += 1;
@@ -227,6 +224,7 @@ class CurrentFile implements AsyncDisposable {
       const blocks = 'zeroBlocks' in extent ? extent.zeroBlocks : extent.hashes.length / HASH_BYTES;
       const bytes = Math.min(blocks * this.#blockSize, this.#sizeBytes - this.#position);
       if (bytes <= (blocks - 1) * this.#blockSize) throw this.#damaged();
+      if ('zeroBlocks' in extent && bytes < blocks * this.#blockSize) throw this.#damaged();
       yield { extent, offset: this.#position, bytes };
       this.#position += bytes;
     }

@@ -29,8 +29,9 @@ export function compressFrame(plain: Buffer, level = ZSTD_LEVEL): Promise<Buffer
 }
 
 /**
- * Decompresses exactly one frame whose plain size the caller knows. Anything else (more bytes, fewer bytes, a flipped
- * bit, a bomb) throws `object-damaged`; never more than `sizeBytes` + 1 are allocated for output.
+ * Decompresses a frame whose plain size the caller knows. More bytes, fewer bytes, a flipped bit or a bomb throws
+ * `object-damaged`; never more than `sizeBytes` + 1 are allocated for output. Bytes behind the frame may go unnoticed:
+ * callers compare hashes.
  */
 export async function decompressFrame(frame: Buffer, sizeBytes: number): Promise<Buffer> {
   const plain = await decompressBounded(frame, sizeBytes);

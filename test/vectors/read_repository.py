@@ -276,8 +276,8 @@ class Cursor:
 
 Stored = collections.namedtuple("Stored", "run pack offset length start hashes")
 Zeros = collections.namedtuple("Zeros", "blocks")
-Entry = collections.namedtuple("Entry", "kind path mode size crc span target extents", defaults=(None,) * 6)
-FILE, SPAN, DIRECTORY, LINK = range(4)
+Entry = collections.namedtuple("Entry", "kind path mode size crc span extents", defaults=(None,) * 5)
+FILE, SPAN, DIRECTORY = range(3)
 
 
 def blocks_of(extent):
@@ -304,8 +304,6 @@ def decode_chunk(data):
             entries.append(Entry(kind, path, span=cursor.uint(), extents=decode_extents(cursor, runs)))
         elif kind == DIRECTORY:
             entries.append(Entry(kind, path, mode=cursor.uint()))
-        elif kind == LINK:
-            entries.append(Entry(kind, path, target=cursor.text()))
         else:
             raise Damaged(f"an entry has the unknown kind {kind}")
     need(cursor.at == len(data), "bytes follow the last entry")
@@ -417,9 +415,6 @@ def restore(backup, target, tablespaces):
             place = tree.place(entry.path)
             os.mkdir(place)
             os.chmod(place, entry.mode)
-        elif entry.kind == LINK:
-            parts = entry.path.split(b"/")
-            need(len(parts) == 2 and parts[0] == b"pg_tblspc" and parts[1] in tablespaces, f"link {entry.path!r}")
         elif entry.kind == FILE:
             current = FileWriter(backup, tree, entry)
             count += 1
