@@ -24,6 +24,7 @@ import { LocalChunkCache } from './chunk-cache.ts';
 import { CopySink } from './copy-sink.ts';
 import { MapSpool } from './map-spool.ts';
 import { beginRun } from './run-journal.ts';
+import { isSealedAlike } from './sealed-alike.ts';
 
 /** The unit of comparison and deduplication. Measured from 8 to 128 KiB: see docs/performance.md. */
 export const DEFAULT_BLOCK_BYTES = 32 * 1024;
@@ -304,19 +305,6 @@ async function openPrevious(
     ...(cache && { cache }),
     ...(request.signal && { signal: request.signal }),
   });
-}
-
-/**
- * A backup may only refer to packs that everybody can open who can open the backup itself, and never to clear ones when it
- * is sealed. What holds for the earlier backup holds for the packs it refers to.
- */
-function isSealedAlike(
-  earlier: BackupRecord['seal'],
-  now: { kind: BackupRecord['seal']['kind']; recipients: readonly string[] },
-): boolean {
-  return (
-    earlier.kind === now.kind && now.recipients.every((recipient) => earlier.recipients.includes(recipient))
-  );
 }
 
 interface Copy {
