@@ -7,6 +7,7 @@ import { lastSegmentBefore, segmentOfLsn, segmentStart, walSegmentName } from '.
 import type { BackupRecord } from '../repository/backup-record.ts';
 import type { ClusterIdentity } from '../repository/layout.ts';
 import type { Repository } from '../repository/repository.ts';
+import { hasWalData } from '../repository/wal-listing.ts';
 import type { WalHighWaterMark } from '../repository/wal-high-water.ts';
 import { type BackupOutcome, tryBackup } from './backup-stop.ts';
 import { type Candidate, candidateOf, candidatesOn } from './choose-backup.ts';
@@ -80,7 +81,15 @@ export async function planRestore(options: PlanOptions): Promise<RestorePlan> {
   const chosen = choosePath(options, outcomes, notes);
   if (chosen?.reached === undefined) throw await unreachable(options, outcomes, candidates);
   const { candidate, stop, coverage } = chosen.reached;
-  if (target.kind === 'latest') refuseLostEnd(options, chosen, coverage, notes);
+  if (target.kind === 'latest') {
+    refuseLostEnd(options, chosen, coverage, notes);
+    const { name } = coverage.missing;
+    if (await hasWalData(archive.repository, archive.identity, name, options.signal)) {
+      notes.push(
+        `the repository has data of wal segment ${name} that is not committed: it is being stored just now, a push of it broke off, or its header was lost`,
+      );
+    }
+  }
   const segments = await measureSegments(archive, candidate, stop, coverage);
   return {
     repository: archive.repository,

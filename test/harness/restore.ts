@@ -3,7 +3,7 @@ import { chmod, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
-import pg from 'pg';
+import { Client, type QueryResult } from 'pg';
 
 import { systemClock } from '../../src/clock.ts';
 import { stopInstance } from '../../src/postgres/instance.ts';
@@ -59,7 +59,7 @@ export async function commitRows(
       const result = (await client.query(
         `BEGIN; INSERT INTO oracle VALUES (${id}, repeat('${String(id % 10)}abc', ${Math.ceil(bytes / 4)}));
          SELECT pg_current_xact_id()::text AS xid; COMMIT`,
-      )) as unknown as pg.QueryResult<{ xid: string }>[];
+      )) as unknown as QueryResult<{ xid: string }>[];
       const xid = result.find(({ command }) => command === 'SELECT')?.rows[0]?.xid ?? '0';
       const { rows } = await client.query<{ micros: string; lsn: string }>(
         `SELECT (extract(epoch FROM pg_xact_commit_timestamp('${xid}'::xid)) * 1000000)::bigint::text AS micros,
@@ -169,7 +169,7 @@ export async function createRestoreBench(lab: BackupLab, wal: WalRepository): Pr
         binaries: lab.cluster.binaries,
       }),
     async rows(proof) {
-      const client = new pg.Client({ connectionString: proof.server?.url });
+      const client = new Client({ connectionString: proof.server?.url });
       client.on('error', () => undefined);
       await client.connect();
       try {

@@ -22,7 +22,7 @@ import { createWalRepository } from '../harness/wal-repository.ts';
 import { seededRandom } from '../seeded-random.ts';
 
 const SCALE = Number(process.env['HOLDFAST_TEST_SCALE'] ?? 1);
-const TARGETS = Math.max(60, Math.ceil(60 * SCALE));
+const TARGETS = Math.ceil(60 * SCALE);
 const SEED = Number(process.env['HOLDFAST_TEST_SEED'] ?? 20_260_101);
 
 interface Branch {
