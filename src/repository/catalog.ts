@@ -85,7 +85,7 @@ async function readTolerantly(
 }
 
 /** Oldest first: by timeline, then by stop LSN. */
-export function sortBackups(backups: readonly BackupRecord[]): BackupRecord[] {
+function sortBackups(backups: readonly BackupRecord[]): BackupRecord[] {
   return [...backups].sort((a, b) => {
     if (a.timeline !== b.timeline) return a.timeline - b.timeline;
     const [left, right] = [parseLsn(a.stopLsn), parseLsn(b.stopLsn)];

@@ -26,7 +26,7 @@ const CHUNK_MIN_BYTES = 32 * 1024;
 const CHUNK_MAX_BYTES = 512 * 1024;
 
 /** No chunk is larger: the one entry over the limit is a span with every block in another extent. */
-export const CHUNK_LIMIT_BYTES = 1024 * 1024;
+const CHUNK_LIMIT_BYTES = 1024 * 1024;
 
 /**
  * Groups ordered entries into chunks. Where it cuts depends on nearby keys alone, and always at a new top-level

@@ -189,7 +189,7 @@ export function withoutRecovery(autoConf: string, record: Pick<BackupRecord, 'cl
 const ARCHIVE_NOTE = '# This is a copy restored by Holdfast';
 
 /** The text without a marked block, however many there are; a block that was cut off ends with the file. */
-export function withoutBlock(text: string): string {
+function withoutBlock(text: string): string {
   const kept: string[] = [];
   let inside = false;
   for (const line of text.split('\n')) {

@@ -3,7 +3,7 @@ import { constants, zstdCompress, zstdDecompress } from 'node:zlib';
 import { HoldfastError } from '../errors.ts';
 
 /** The default level: pgBackRest's and the `zstd` tool's. */
-export const ZSTD_LEVEL = 3;
+const ZSTD_LEVEL = 3;
 
 /**
  * Compresses one buffer to one zstd frame (RFC 8878) with the content size and a checksum in it. Runs on libuv's pool
