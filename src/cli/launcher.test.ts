@@ -84,6 +84,17 @@ console.log('ready');
   assert.match(output, /ready\s+told/);
 });
 
+test('bin/holdfast wal fetch ends a server shutdown with 143, which PostgreSQL knows, and never takes it for absence', async (t) => {
+  for (const ending of ['process.exit(66)', 'process.exit(126)', "process.kill(process.pid, 'SIGKILL')"]) {
+    const { launcher } = await checkout(
+      t,
+      `process.on('SIGTERM', () => ${ending});\nsetInterval(() => {}, 1000);\nconsole.log('ready');\n`,
+    );
+    const child = spawn(launcher, ['wal', 'fetch', 'x', 'y'], { env: environment() });
+    assert.equal((await signalled(child, 'SIGTERM')).status, 143, ending);
+  }
+});
+
 async function signalled(
   child: ChildProcess,
   signal: NodeJS.Signals,
