@@ -71,10 +71,13 @@ export interface BackupLab extends AsyncDisposable {
   readonly events: BaseBackupEvent[];
   /** Takes a base backup; WAL is pushed when it is waited for. */
   backup(options?: TakeOptions): Promise<BackupRecord>;
-  /** Pushes every finished segment of the cluster's timeline, and its history file, as its archiver would. */
-  pushWal(): Promise<void>;
+  /**
+   * Pushes the finished segments of the cluster's timeline, and its history file, as its archiver would: those from an
+   * LSN on, or all.
+   */
+  pushWal(from?: string): Promise<void>;
   /** Ends the current segment and pushes it. */
-  archiveNow(): Promise<void>;
+  archiveNow(from?: string): Promise<void>;
 }
 
 /** Starts a cluster to be backed up. It does not archive by itself: the lab pushes its WAL. */
@@ -117,23 +120,25 @@ export async function backupLab(cluster: TestCluster, repository: Repository): P
     identity,
     stateDirectory,
     events,
-    async pushWal() {
+    async pushWal(from) {
       const { timeline, segmentSize, flushed, oldest } = await walPosition(cluster);
       if (timeline > 1) await push(historyFileName(timeline));
       const end = segmentOfLsn(flushed, segmentSize);
-      for (let number = oldest; number < end; number += 1n) {
+      const first = from === undefined ? oldest : segmentOfLsn(parseLsn(from), segmentSize);
+      for (let number = first; number < end; number += 1n) {
         await push(walSegmentName(timeline, number, segmentSize));
       }
     },
-    async archiveNow() {
+    async archiveNow(from) {
       await cluster.sql('SELECT pg_switch_wal()');
-      await lab.pushWal();
+      await lab.pushWal(from);
     },
     async backup({ from = cluster, ...overrides } = {}) {
       const [facts] = await from.sql<{ version: string; text: string; standby: boolean }>(
         `SELECT current_setting('server_version_num') AS version, current_setting('server_version') AS text,
                 pg_is_in_recovery() AS standby`,
       );
+      let startLsn: string | undefined;
       return await takeBaseBackup({
         repository,
         identity,
@@ -150,10 +155,11 @@ export async function backupLab(cluster: TestCluster, repository: Repository): P
         programVersion: '0.0.0',
         clock: systemClock,
         walTimeoutMs: 30_000,
-        endSegment: () => (facts?.standby === true ? lab.archiveNow() : lab.pushWal()),
+        endSegment: () => (facts?.standby === true ? lab.archiveNow(startLsn) : lab.pushWal(startLsn)),
         ...overrides,
         report: (event) => {
           if (event.event !== 'progress') events.push(event);
+          if (event.event === 'started') startLsn = event.startLsn;
           overrides.report?.(event);
         },
       });
