@@ -4,6 +4,7 @@ import { test } from 'node:test';
 import { IDENTITY, createRestoreLab, storeHistory, storeSegments } from '../../test/restore-lab.ts';
 import { Life, type Noted, S, nth, plan } from '../../test/restore-life.ts';
 import { SEGMENT_SIZE } from '../../test/wal-lab.ts';
+import { lsnOf } from '../postgres/lsn.ts';
 import { timelineOf } from '../postgres/timeline.ts';
 import { segmentOfLsn } from '../postgres/wal-segment.ts';
 import type { BackupRecord } from '../repository/backup-record.ts';
@@ -93,6 +94,23 @@ test('planRestore() asks where a target differs between branches, and not where 
   const shared = await plan(repository, backups, { kind: 'xid', xid: common.xid ?? 0, inclusive: true });
   assert.equal(shared.stop.timeline, 1);
   assert.equal(shared.stop.lsn, common.endLsn);
+});
+
+test('planRestore() for latest takes WAL of a branch that is not followed for lost only where it is', async () => {
+  const { repository, backups, onChild } = await forked({ parentGoesOn: true });
+  const mark = (endLsn: bigint) => ({
+    timeline: 2,
+    name: 'x',
+    endLsn: lsnOf(endLsn),
+    lastCommitTime: null,
+    repositories: ['local'],
+  });
+  const latestOnOne = (endLsn: bigint) =>
+    plan(repository, backups, { kind: 'latest' }, { timeline: timelineOf(1), highWater: mark(endLsn) });
+  const { stop, notes } = await latestOnOne(onChild.endLsn);
+  assert.equal(stop.timeline, 1);
+  assert.match(notes.join('\n'), /last archived on timeline 2/);
+  await assert.rejects(latestOnOne(onChild.endLsn + BigInt(SEGMENT_SIZE)), { code: 'wal-gap' });
 });
 
 test('planRestore() never falls back to the parent where a history file is missing', async () => {

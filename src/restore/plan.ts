@@ -2,7 +2,7 @@ import { throwIfCancelled } from '../cancellation.ts';
 import { HoldfastError } from '../errors.ts';
 import { type Lsn, formatLsn } from '../postgres/lsn.ts';
 import type { RecoveryTarget } from '../postgres/recovery-stop.ts';
-import type { TimelineId } from '../postgres/timeline.ts';
+import { type TimelineId, timelineOf } from '../postgres/timeline.ts';
 import { lastSegmentBefore, segmentOfLsn, segmentStart, walSegmentName } from '../postgres/wal-segment.ts';
 import type { BackupRecord } from '../repository/backup-record.ts';
 import type { ClusterIdentity } from '../repository/layout.ts';
@@ -219,31 +219,41 @@ async function followPath(
   const path = archive.tree.path(tip);
   const candidates = candidatesOn(path, eligible);
   const tried: { candidate: Candidate; outcome: BackupOutcome }[] = [];
-  for (const candidate of candidates) {
+  const attempt = async (candidate: Candidate, thorough: boolean): Promise<BackupOutcome> => {
     throwIfCancelled(options.signal);
-    const outcome = await tryBackup({
+    return await tryBackup({
       archive,
       path,
       candidate,
       target,
+      thorough,
       signal: options.signal,
       progress: (segments) => options.progress?.(candidate.record.id, segments),
       onUnusable: ({ name, reason }) => {
         notes.push(`wal segment ${name} cannot be used: ${reason}`);
       },
     });
+  };
+  const reached = (candidate: Candidate, outcome: BackupOutcome): PathOutcome['reached'] =>
+    outcome.kind === 'reached' ? { candidate, stop: outcome.stop, coverage: outcome.coverage } : undefined;
+
+  for (const candidate of candidates) {
+    const outcome = await attempt(candidate, false);
     tried.push({ candidate, outcome });
-    if (outcome.kind === 'reached') {
-      return {
-        tip,
-        path,
-        candidates,
-        reached: { candidate, stop: outcome.stop, coverage: outcome.coverage },
-        tried,
-      };
-    }
+    const found = reached(candidate, outcome);
+    if (found !== undefined) return { tip, path, candidates, reached: found, tried };
     // What this backup cannot reach for want of WAL, no older one can.
     if (outcome.kind === 'short') break;
+  }
+  // It may lie across two segments. All of the WAL is read once, from the oldest backup that has its own.
+  const oldest = tried.findLast(({ outcome }) => outcome.kind === 'not-found')?.candidate;
+  const whole = oldest && (await attempt(oldest, true));
+  if (whole?.kind === 'reached') {
+    for (const candidate of candidates) {
+      if (candidate.stop > whole.stop.lsn) continue;
+      const found = reached(candidate, await attempt(candidate, true));
+      if (found !== undefined) return { tip, path, candidates, reached: found, tried };
+    }
   }
   return { tip, path, candidates, reached: undefined, tried };
 }
@@ -287,7 +297,12 @@ function refuseLostEnd(
   const last = coverage.pieces.at(-1);
   const end = last === undefined ? 0n : segmentStart(last.last + 1n, archive.segmentSize);
   const part = path.find(({ timeline }) => timeline === highWater.timeline);
-  if (part === undefined && highWater.timeline < (path.at(-1)?.timeline ?? 0)) {
+  const newest = lastSegmentBefore(highWater.endLsn, archive.segmentSize);
+  const stored = archive
+    .ranges(timelineOf(highWater.timeline))
+    .some(({ first, last: to }) => first <= newest && newest <= to);
+  // Another branch, left behind or not asked for: it did not lose anything.
+  if (part === undefined && (stored || highWater.timeline < (path.at(-1)?.timeline ?? 0))) {
     notes.push(`this host last archived on timeline ${highWater.timeline}, which is not on the way`);
     return;
   }
