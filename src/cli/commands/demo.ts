@@ -47,7 +47,7 @@ async function run({ options, context }: Invocation): Promise<void> {
       launcher: await launcherFor(user, scratch),
       directory: scratch,
       user,
-      environment: withoutServerVariables(environment),
+      environment: environmentOf(environment, binaries),
       signal,
     };
     const result = await tell({ output, binaries, scratch, source, restored, user, program, signal });
@@ -226,11 +226,16 @@ function lastJsonLine(printed: string): RestoreResult {
   return JSON.parse(line) as RestoreResult;
 }
 
-/** The user's own PG* variables must not lead the demonstration to another server. */
-function withoutServerVariables(
+/**
+ * The user's own PG* variables must not lead the demonstration to another server; and a copy of this program, made where
+ * the checkout cannot be reached, finds the same PostgreSQL.
+ */
+function environmentOf(
   environment: Readonly<Record<string, string | undefined>>,
+  binaries: PostgresBinaries,
 ): Record<string, string | undefined> {
-  return Object.fromEntries(Object.entries(environment).filter(([name]) => !name.startsWith('PG')));
+  const kept = Object.entries(environment).filter(([name]) => !name.startsWith('PG'));
+  return { ...Object.fromEntries(kept), PATH: `${binaries.directory}:${environment['PATH'] ?? ''}` };
 }
 
 function originOf(binaries: PostgresBinaries): string {
