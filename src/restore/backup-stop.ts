@@ -4,7 +4,7 @@ import type { TimelineId } from '../postgres/timeline.ts';
 import type { WalRecord } from '../postgres/wal-record.ts';
 import { lastSegmentBefore, segmentOfLsn } from '../postgres/wal-segment.ts';
 import { type Candidate, beganBefore } from './choose-backup.ts';
-import { type Coverage, coverageOf } from './coverage.ts';
+import { type Coverage, coverageOf, lastCovered } from './coverage.ts';
 import { formatInstant } from './instant.ts';
 import type { StopPoint } from './stop-point.ts';
 import { type TimelinePath, partAt } from './timelines.ts';
@@ -28,6 +28,11 @@ export interface TryOptions {
   path: TimelinePath;
   candidate: Candidate;
   target: RecoveryTarget;
+  /**
+   * Open every segment. Summaries count whole records only, so that a transaction or restore point that lies across two
+   * segments is in none of them.
+   */
+  thorough: boolean;
   signal?: AbortSignal | undefined;
   progress?: ((segments: number) => void) | undefined;
   /** Told of each segment that was listed and cannot be used. */
@@ -36,9 +41,9 @@ export interface TryOptions {
 
 /** Follows the WAL from one backup along a path and finds where recovery to the target would stop. Writes nothing. */
 export async function tryBackup(options: TryOptions): Promise<BackupOutcome> {
-  const { archive, path, candidate, target } = options;
+  const { archive, path, candidate, target, thorough } = options;
   if (target.kind === 'lsn' && target.lsn < candidate.stop) return { kind: 'too-new' };
-  for (let thorough = false; ;) {
+  for (;;) {
     const coverage = coverageOf(
       path,
       segmentOfLsn(candidate.start, archive.segmentSize),
@@ -48,27 +53,43 @@ export async function tryBackup(options: TryOptions): Promise<BackupOutcome> {
     const unready = await backupWalFault(options, coverage);
     if (unready !== undefined) return { kind: 'unusable', reason: unready };
     if (target.kind === 'immediate') return { kind: 'reached', stop: immediateStop(candidate), coverage };
-    const scan = await scanWal({
-      archive,
-      coverage,
-      from: candidate.start,
-      consistentFrom: candidate.stop,
-      target,
-      thorough,
-      signal: options.signal,
-      progress: options.progress,
-    });
+    const scanFrom = (openFrom: bigint | undefined): Promise<ScanResult> =>
+      scanWal({
+        archive,
+        coverage,
+        from: candidate.start,
+        consistentFrom: candidate.stop,
+        target,
+        openFrom,
+        signal: options.signal,
+        progress: options.progress,
+      });
+    let scan = await scanFrom(thorough ? 0n : undefined);
+    const unseen =
+      target.kind === 'time' && !thorough ? firstUnseen(scan, coverage, archive.segmentSize) : undefined;
+    if (unseen !== undefined) scan = await scanFrom(unseen);
     if (scan.unusable !== undefined) {
       // It counts as missing from here on, so the next round ends before it.
       archive.exclude(scan.unusable.timeline, scan.unusable.segment);
       options.onUnusable?.(scan.unusable);
       continue;
     }
-    const outcome = judge(options, coverage, scan);
-    const mayHide = target.kind === 'xid' || target.kind === 'name';
-    if (outcome.kind !== 'not-found' || !mayHide || thorough) return outcome;
-    thorough = true;
+    return judge(options, coverage, scan);
   }
+}
+
+/**
+ * With a time, the first transaction behind it decides, and one that lies across two segments is in no summary. Behind
+ * the last segment known to have a commit every segment must have been opened, up to the one that decides; where some
+ * were passed over, this is where to begin.
+ */
+function firstUnseen(scan: ScanResult, coverage: Coverage, segmentSize: number): bigint | undefined {
+  if (scan.unusable !== undefined) return undefined;
+  const from = scan.lastCommitSegment ?? 0n;
+  const end =
+    scan.hit === undefined ? lastCovered(coverage)?.segment : segmentOfLsn(scan.hit.record.lsn, segmentSize);
+  // The last but one was opened with the last.
+  return end === undefined || end <= from + 1n ? undefined : from;
 }
 
 async function backupWalFault(

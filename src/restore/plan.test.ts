@@ -98,13 +98,17 @@ test('planRestore() finds a commit that lies across two segments', async () => {
   for (const gap of [8, 16, 24, 32, 40]) {
     const life = new Life();
     life.backup();
+    const plain = (): void => {
+      for (let count = 0; count < 12; count += 1) life.fill(200_000);
+    };
     life.commit();
+    plain();
     const left = SEGMENT_SIZE - Number(life.writer.end % BigInt(SEGMENT_SIZE));
     // Page headers take 24 bytes each; a filler's own header 24 and five of its data header.
     const pages = Math.floor((left - 1) / 8192);
     life.fill(left - pages * 24 - 29 - gap);
     const straddling = life.commit();
-    life.fill(200);
+    plain();
     life.switch();
     const crosses =
       segmentOfLsn(straddling.lsn, SEGMENT_SIZE) !==

@@ -27,8 +27,8 @@ export interface ScanOptions {
   /** The same backup's stop LSN. */
   consistentFrom: Lsn;
   target: RecoveryTarget;
-  /** Open every segment, whatever the summaries say. */
-  thorough: boolean;
+  /** Open every segment from this one on, whatever the summaries say. */
+  openFrom: bigint | undefined;
   signal?: AbortSignal | undefined;
   /** Called with the number of segments looked at so far. */
   progress?: ((segments: number) => void) | undefined;
@@ -47,6 +47,8 @@ export interface ScanResult {
   /** The time of the checkpoint that the backup began with, and of the first end of a transaction behind it. */
   startCheckpointTime: Instant | undefined;
   firstTransactionTime: Instant | undefined;
+  /** The last segment before the hit, or of all, that a commit is known to end in. */
+  lastCommitSegment: bigint | undefined;
   /** A segment turned out to be unusable: the coverage is shorter than it was thought to be. */
   unusable: (UnusableSegment & { timeline: TimelineId; segment: bigint }) | undefined;
   /** Set where the WAL itself breaks off before the end of the coverage. */
@@ -77,6 +79,7 @@ export async function scanWal(options: ScanOptions): Promise<ScanResult> {
     throwIfCancelled(signal);
     if (isUnusable(facts)) return state.result({ unusable: { ...facts, timeline, segment } });
     options.progress?.((seen += 1));
+    state.segment = segment;
     const begin = segmentStart(segment, size);
     const continues = decoder?.end.inRecord === true;
     if (!open && !continues) {
@@ -116,12 +119,13 @@ export async function scanWal(options: ScanOptions): Promise<ScanResult> {
 
 /** The covered segments in order, each with the judgement whether to open it, looked up some way ahead. */
 async function* segmentsToScan(options: ScanOptions): AsyncGenerator<ScannedSegment> {
-  const { archive, coverage, from, target, thorough } = options;
+  const { archive, coverage, from, target, openFrom } = options;
   const size = archive.segmentSize;
   const places = placesOf(coverage, segmentOfLsn(from, size));
   const lastSegment = coverage.pieces.at(-1)?.last;
   const judge = (facts: SegmentFacts | UnusableSegment, segment: bigint): boolean => {
-    if (thorough || isUnusable(facts) || segment === lastSegment) return true;
+    if (isUnusable(facts) || segment === lastSegment) return true;
+    if (openFrom !== undefined && segment >= openFrom) return true;
     return mayDecide(readNote(facts.wal), target, segmentStart(segment + 1n, size));
   };
   const queue: { timeline: TimelineId; segment: bigint; facts: Promise<SegmentFacts | UnusableSegment> }[] =
@@ -163,6 +167,8 @@ function* placesOf(
 }
 
 class ScanState {
+  /** Where the scan is. */
+  segment = 0n;
   readonly #finder: RecoveryStopFinder;
   readonly #limit: Lsn | undefined;
   readonly #from: Lsn;
@@ -172,6 +178,7 @@ class ScanState {
   #atLimit = false;
   #last: ScanResult['lastRecord'];
   #commit: Commit | undefined;
+  #commitSegment: bigint | undefined;
   #transaction: Instant | undefined;
   #newest: Instant | undefined;
   #checkpoint: Instant | undefined;
@@ -201,8 +208,7 @@ class ScanState {
     if (record.kind === 'parameter-change' && record.walLevel === 'minimal') {
       // PostgreSQL refuses to replay this record, whatever follows.
       const detail = 'wal_level was minimal from here on';
-      const segment = -1n;
-      this.#broken = { at: record.lsn, detail, timeline, segment };
+      this.#broken = { at: record.lsn, detail, timeline, segment: this.segment };
       return;
     }
     const stop = this.#finder.feed(record);
@@ -217,6 +223,7 @@ class ScanState {
       case 'commit':
       case 'commit-prepared':
         this.#commit = { time: record.time, xid: record.xid, lsn: record.lsn };
+        this.#commitSegment = this.segment;
         this.#sawTransaction(record);
         break;
       case 'abort':
@@ -245,7 +252,10 @@ class ScanState {
     if (note === undefined || note.commits + note.aborts === 0) return;
     const { lastCommitTime: time, lastCommitLsn: lsn } = note;
     if (time !== undefined && (this.#newest === undefined || time > this.#newest)) this.#newest = time;
-    if (time !== undefined && lsn !== undefined) this.#commit = { time, xid: undefined, lsn };
+    if (time !== undefined && lsn !== undefined) {
+      this.#commit = { time, xid: undefined, lsn };
+      this.#commitSegment = this.segment;
+    }
     this.#transaction = undefined;
   }
 
@@ -255,6 +265,7 @@ class ScanState {
       lastRecord: this.#last,
       lastCommit: this.#commit,
       lastTransactionTime: this.#transaction,
+      lastCommitSegment: this.#commitSegment,
       newestTime: this.#newest,
       startCheckpointTime: this.#checkpoint,
       firstTransactionTime: this.#firstTransaction,

@@ -38,7 +38,13 @@ export interface Commit {
 }
 
 /** Settings that make commit times readable. */
-export const ORACLE_SETTINGS = { track_commit_timestamp: 'on', autovacuum: 'off', checkpoint_timeout: '1d' };
+export const ORACLE_SETTINGS = {
+  track_commit_timestamp: 'on',
+  autovacuum: 'off',
+  checkpoint_timeout: '1d',
+  // Where PostgreSQL would read a time without offset nine hours early.
+  timezone: 'Asia/Tokyo',
+};
 
 export async function createOracleTable(cluster: TestCluster): Promise<void> {
   await cluster.sql(
@@ -88,7 +94,12 @@ export interface RestoreBench extends AsyncDisposable {
     options: TargetOptions,
     more?: Partial<PlanOptions>,
   ): Promise<{ plan: RestorePlan; request: RecoveryRequest }>;
-  files(plan: RestorePlan, request: RecoveryRequest, launcher?: string): Promise<void>;
+  files(
+    plan: RestorePlan,
+    request: RecoveryRequest,
+    launcher?: string,
+    more?: { signal?: AbortSignal; progress?: () => void },
+  ): Promise<void>;
   prove(plan: RestorePlan, request: RecoveryRequest): Promise<Proof>;
   /** The rows of the oracle in the restored server, which is then stopped. */
   rows(proof: Proof): Promise<number[]>;
@@ -136,7 +147,7 @@ export async function createRestoreBench(lab: BackupLab, wal: WalRepository): Pr
       const { target, timeline } = request;
       return { request, plan: await planRestore({ archive, backups, target, timeline, ...more }) };
     },
-    async files(plan, request, launcher = copyLauncher) {
+    async files(plan, request, launcher = copyLauncher, more = {}) {
       await stopInstance(dataDirectory, 'immediate');
       const target = await checkTarget({
         to: dataDirectory,
@@ -156,6 +167,7 @@ export async function createRestoreBench(lab: BackupLab, wal: WalRepository): Pr
           repository: 'local',
         },
         scratchDirectory: tmpdir(),
+        ...more,
       });
     },
     prove: async (plan, request) =>
@@ -178,6 +190,8 @@ export async function createRestoreBench(lab: BackupLab, wal: WalRepository): Pr
       } finally {
         await client.end();
         await stopInstance(dataDirectory, 'immediate');
+        if (proof.server !== undefined)
+          await rm(proof.server.socketDirectory, { recursive: true, force: true });
       }
     },
     async restore(options, launcher = copyLauncher) {

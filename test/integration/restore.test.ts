@@ -1,10 +1,13 @@
 /** Restores of a real server with several timelines, each compared with what was known to be committed. */
 import assert from 'node:assert/strict';
-import { readFile, rename, rm } from 'node:fs/promises';
+import { readdir, readFile, rename, rm } from 'node:fs/promises';
 import { join } from 'node:path';
 import { test } from 'node:test';
 
+import type { HoldfastError } from '../../src/errors.ts';
+import { startInstance } from '../../src/postgres/instance.ts';
 import { formatInstant } from '../../src/restore/instant.ts';
+import { checkTarget } from '../../src/restore/target-directory.ts';
 import { formatLsn } from '../../src/postgres/lsn.ts';
 import type { TargetOptions } from '../../src/restore/recovery-target.ts';
 import { backupLab, createBackupLab, type BackupLab } from '../harness/backup.ts';
@@ -155,51 +158,90 @@ test(`restore() reaches ${TARGETS} random targets over five branches, each with 
   }
 });
 
-test('restore() promotes to a clean configuration that does not archive, stays paused, and shuts down', async () => {
+for (const major of await availableMajors()) {
+  test(`restore() of PostgreSQL ${major} promotes to a clean configuration that does not archive, pauses, shuts down, follows`, async () => {
+    const wal = await createWalRepository();
+    await using lab = await createBackupLab({
+      major,
+      segmentSizeMb: 1,
+      repository: wal.repository,
+      settings: ORACLE_SETTINGS,
+    });
+    const { cluster } = lab;
+    await createOracleTable(cluster);
+    await cluster.sql("ALTER SYSTEM SET archive_mode = 'on'");
+    await cluster.sql("ALTER SYSTEM SET recovery_target_time = '2020-01-01 00:00:00+00'");
+    await lab.backup();
+    await commitRows(cluster, [1, 2]);
+    await cluster.sql("SELECT pg_create_restore_point('named ''point')");
+    await commitRows(cluster, [3]);
+    await lab.archiveNow();
+    await using bench = await createRestoreBench(lab, wal);
+    await bench.refresh();
+    const auto = (): Promise<string> => readFile(join(bench.dataDirectory, 'postgresql.auto.conf'), 'utf8');
+
+    const promoted = await bench.restore({ targetName: "named 'point" }, bench.programLauncher);
+    assert.deepEqual(promoted.rows, [1, 2]);
+    assert.equal(promoted.proof.state, 'promoted');
+    assert.equal(promoted.proof.newTimeline, 2);
+    const clean = await auto();
+    assert(!clean.includes('BEGIN holdfast'), clean);
+    assert.match(clean, /^archive_mode = 'off'$/m);
+    assert.doesNotMatch(clean, /^\s*(restore_command|recovery_target)/m);
+
+    const paused = await bench.restore({ targetName: "named 'point", targetAction: 'pause' });
+    assert.deepEqual(paused.rows, [1, 2]);
+    assert.equal(paused.proof.state, 'paused');
+    assert.match(await auto(), /recovery_target_action = 'pause'/);
+
+    const everything = await bench.restore({});
+    assert.deepEqual(everything.rows, [1, 2, 3]);
+
+    const { plan, request } = await bench.plan({ target: 'immediate', targetAction: 'shutdown' });
+    await bench.files(plan, request);
+    const proof = await bench.prove(plan, request);
+    assert.equal(proof.state, 'shut down');
+    assert.equal(proof.server, undefined);
+    assert.equal(proof.reached.lsn, plan.backup.stopLsn);
+
+    const standby = await bench.restore({ standby: true });
+    assert.deepEqual(standby.rows, [1, 2, 3]);
+    assert.equal(standby.proof.state, 'following');
+  });
+}
+
+test('restore() that was cut off cannot be started, and goes on with delta', async () => {
   const wal = await createWalRepository();
   await using lab = await createBackupLab({
     segmentSizeMb: 1,
     repository: wal.repository,
     settings: ORACLE_SETTINGS,
   });
-  const { cluster } = lab;
-  await createOracleTable(cluster);
-  await cluster.sql("ALTER SYSTEM SET archive_mode = 'on'");
-  await cluster.sql("ALTER SYSTEM SET recovery_target_time = '2020-01-01 00:00:00+00'");
+  await createOracleTable(lab.cluster);
   await lab.backup();
-  await commitRows(cluster, [1, 2]);
-  await cluster.sql("SELECT pg_create_restore_point('named ''point')");
-  await commitRows(cluster, [3]);
+  await commitRows(lab.cluster, [1, 2]);
   await lab.archiveNow();
   await using bench = await createRestoreBench(lab, wal);
   await bench.refresh();
-  const auto = (): Promise<string> => readFile(join(bench.dataDirectory, 'postgresql.auto.conf'), 'utf8');
-
-  const promoted = await bench.restore({ targetName: "named 'point" }, bench.programLauncher);
-  assert.deepEqual(promoted.rows, [1, 2]);
-  assert.equal(promoted.proof.state, 'promoted');
-  assert.equal(promoted.proof.newTimeline, 2);
-  const clean = await auto();
-  assert(!clean.includes('BEGIN holdfast'), clean);
-  assert.match(clean, /^archive_mode = 'off'$/m);
-  assert.doesNotMatch(clean, /^\s*(restore_command|recovery_target)/m);
-
-  const paused = await bench.restore({ targetName: "named 'point", targetAction: 'pause' });
-  assert.deepEqual(paused.rows, [1, 2]);
-  assert.equal(paused.proof.state, 'paused');
-  assert.match(await auto(), /recovery_target_action = 'pause'/);
-
-  const everything = await bench.restore({});
-  assert.deepEqual(everything.rows, [1, 2, 3]);
-
-  const { plan, request } = await bench.plan({ target: 'immediate', targetAction: 'shutdown' });
-  await bench.files(plan, request);
-  const proof = await bench.prove(plan, request);
-  assert.equal(proof.state, 'shut down');
-  assert.equal(proof.server, undefined);
-  assert.equal(proof.reached.lsn, plan.backup.stopLsn);
-
-  const standby = await bench.restore({ standby: true });
-  assert.deepEqual(standby.rows, [1, 2, 3]);
-  assert.equal(standby.proof.state, 'following');
+  const { plan, request } = await bench.plan({});
+  const cut = new AbortController();
+  await assert.rejects(
+    bench.files(plan, request, bench.copyLauncher, {
+      signal: cut.signal,
+      progress: () => {
+        cut.abort();
+      },
+    }),
+    { code: 'cancelled' },
+  );
+  assert.notEqual((await readdir(bench.dataDirectory)).length, 0);
+  const { binaries } = lab.cluster;
+  await assert.rejects(startInstance({ binaries, dataDirectory: bench.dataDirectory }), {
+    code: 'server-start-failed',
+  });
+  await assert.rejects(
+    checkTarget({ to: bench.dataDirectory, record: plan.backup, tablespaceMapping: new Map(), delta: false }),
+    (error: HoldfastError) => error.code === 'data-directory-not-empty' && /--delta/.test(error.hint ?? ''),
+  );
+  assert.deepEqual((await bench.restore({})).rows, [1, 2]);
 });
