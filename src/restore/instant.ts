@@ -90,6 +90,16 @@ function ambiguous(text: string, wall: Instant, localOffset: LocalOffset): Holdf
   );
   const bare = formatInstant(wall).slice(0, -1);
   const local = `${bare}${sign}${clock.join(':')}`;
+  if (minutes === 0) {
+    return new HoldfastError(
+      'time-ambiguous',
+      `"${text}" has no offset: is it ${bare}Z (UTC, which is local time here), or the time of another place`,
+      {
+        hint: `write "${bare}Z", or the offset that was meant: "${bare}+01:00"`,
+        context: { utc: `${bare}Z`, local },
+      },
+    );
+  }
   return new HoldfastError(
     'time-ambiguous',
     `"${text}" has no offset: it may mean ${bare}Z (UTC) or ${local} (local time here)`,

@@ -68,6 +68,11 @@ export async function proveRestore(options: ProofOptions): Promise<Proof> {
   const socketDirectory = await makeServerDirectory(user, 'holdfast-');
   const logFile = join(dirname(dataDirectory), `${basename(dataDirectory)}.log`);
   const running: { instance?: Instance } = {};
+  if (owner !== undefined) {
+    // Made by root it would keep its owner from starting the server with the same log later.
+    await using log = await open(logFile, 'a', 0o600);
+    await log.chown(owner.uid, owner.gid);
+  }
   try {
     return await prove({ ...options, binaries }, { user, socketDirectory, logFile, running });
   } catch (error) {
@@ -396,6 +401,13 @@ async function tailOf(path: string): Promise<string> {
 
 /** The first FATAL or PANIC of the last start: what follows are its consequences. */
 function lastFatal(log: string): string | undefined {
-  const match = /(?:FATAL|PANIC): {2}(.*)/.exec(log);
-  return match?.[1];
+  const last = log.slice(Math.max(0, log.lastIndexOf('starting PostgreSQL')));
+  const match = /(?:FATAL|PANIC): {2}(.*)/.exec(last);
+  const said = last
+    .slice(0, match?.index)
+    .match(/^holdfast: .*$/gm)
+    ?.at(-1);
+  // PostgreSQL only says that restore_command failed; why, that command has said before.
+  const isFetch = match?.[1]?.startsWith('could not restore file') === true && said !== undefined;
+  return isFetch ? `${match[1]} (${said})` : match?.[1];
 }

@@ -181,7 +181,7 @@ export function withoutRecovery(autoConf: string, record: Pick<BackupRecord, 'cl
   const gap = base === '' || base.endsWith('\n') ? '' : '\n';
   return (
     `${base}${gap}${ARCHIVE_NOTE} (from backup ${record.id} of ${record.cluster}), and must not archive where its original does.\n` +
-    `# To archive from here: give this server a cluster name of its own in Holdfast's configuration, remove the next line, restart.\n` +
+    `# To archive from here: if the original is gone for good, ALTER SYSTEM SET archive_mode = 'on', and restart. If it lives on,\n# first set an archive_command with a configuration and a repository of its own.\n` +
     settingLine('archive_mode', 'off')
   );
 }

@@ -48,6 +48,11 @@ test('parseInstant() refuses a time without an offset and shows both readings', 
       error.message.includes('2025-12-28T14:30:00+01:00'),
   );
   assert.throws(() => parseInstant('2025-12-28 14:30', NOW, () => -570), /14:30:00-09:30/);
+  // Where the two are one, they are not shown as two.
+  assert.throws(
+    () => parseInstant('2025-12-28 14:30', NOW, () => 0),
+    (error: Error) => error.message.includes('14:30:00Z') && !error.message.includes('14:30:00+00:00'),
+  );
 });
 
 test('parseInstant() refuses what is no time', () => {

@@ -232,10 +232,11 @@ async function checkAccess(
   output: Invocation['context']['output'],
 ): Promise<void> {
   const repository = configuration.repositories.find(({ name }) => name === plan.repository.name);
-  const blocked = await unreachableFor(target.owner, launcher, configuration, repository);
+  const blocked = await unreachableFor(target, launcher, configuration, repository);
   if (blocked.length === 0) return;
   const what = `the restored server's user (uid ${target.owner?.uid ?? 0}) cannot read ${blocked.join(', ')}, which recovery needs`;
-  const hint = 'make them readable for that user, or name another with --owner';
+  const hint =
+    'make them readable for that user, restore to another place, or name another user with --owner';
   if (start) throw new HoldfastError('usage-invalid', what, { hint });
   output.warn(`${what}: ${hint}`);
 }

@@ -45,7 +45,10 @@ export function planText(plan: RestorePlan): string {
       `${plan.repository.name}, cluster ${plan.identity.cluster} (system identifier ${plan.identity.systemIdentifier})`,
     ],
     ['Timelines', describePath(plan.path)],
-    ['WAL', `${segments.first} to ${segments.last}: ${segments.count} segments, all there`],
+    [
+      'WAL',
+      `${segments.first} to ${segments.last}: ${segments.count === 1 ? '1 segment' : `${segments.count} segments`}, all there`,
+    ],
     ['Stops at', `${formatLsn(stop.lsn)} on timeline ${stop.timeline}: ${stop.reason}`],
     [
       'Last commit',

@@ -19,6 +19,8 @@ export function describeNext(
   const control = binDirectory === undefined ? 'pg_ctl' : `${binDirectory}/pg_ctl`;
   const as = owner === undefined ? '' : `setpriv --reuid ${owner.uid} --regid ${owner.gid} --clear-groups `;
   const word = plain(directory);
+  // The owner may not be allowed to write beside the directory.
+  const log = owner === undefined ? `${word}.log` : plain(`${directory}/server.log`);
   const promised = formatLsn(plan.stop.lsn);
   const then =
     request.action === 'promote'
@@ -28,11 +30,11 @@ export function describeNext(
         : `It will ${request.action} at its target`;
   return [
     `Restored to ${directory}. Nothing is proven before PostgreSQL has replayed the WAL. Start it:`,
-    `  ${as}${control} -D ${word} -l ${word}.log -w -t 86400 start`,
+    `  ${as}${control} -D ${word} -l ${log} -w -t 86400 start`,
     `${then}; this must show ${promised}${request.action === undefined ? ' or more' : ''}:`,
     `  psql -Atc 'select pg_last_wal_replay_lsn()' postgres`,
     'Or let Holdfast start it and prove it: the same command with --delta --start.',
-    archiving(plan),
+    `Archiving is ${archiving(plan)}.`,
   ].join('\n');
 }
 

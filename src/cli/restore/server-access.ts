@@ -4,13 +4,14 @@ import { dirname } from 'node:path';
 import type { CoreConfiguration, RepositoryConfiguration } from '../../config/configuration.ts';
 import { canEnter } from '../../postgres/server-user.ts';
 import type { FileOwner } from '../../restore/data-tree.ts';
+import type { RestoreTarget } from '../../restore/target-directory.ts';
 
 /**
  * What the restored server's user cannot reach of what `restore_command` needs: PostgreSQL runs it as that user, not as
  * the one who restores.
  */
 export async function unreachableFor(
-  owner: FileOwner | undefined,
+  { owner, directory }: RestoreTarget,
   launcher: string,
   configuration: CoreConfiguration,
   repository: RepositoryConfiguration | undefined,
@@ -20,7 +21,8 @@ export async function unreachableFor(
   if (configuration.identity?.startsWith('/') === true) needed.push(configuration.identity);
   if (repository?.url.startsWith('file:///') === true)
     needed.push(new URL('holdfast.json', `${repository.url}/`).pathname);
-  const found: string[] = [];
+  const parent = dirname(directory);
+  const found = (await canEnter({ name: '', ...owner }, parent)) ? [] : [parent];
   for (const path of needed) {
     if (!(await canRead(owner, decodeURIComponent(path)))) found.push(path);
   }
