@@ -40,16 +40,7 @@ test('parseTimelineHistory() reads what PostgreSQL writes, comments and all', ()
 });
 
 test('parseTimelineHistory() refuses disorder', () => {
-  const texts = [
-    'x',
-    '1',
-    '1 0/1 a\n1 0/2 b',
-    '2 0/1 a\n1 0/2 b',
-    '3 0/1 a',
-    '4 0/1 a',
-    '0 0/1 a',
-    '1 0/2 a\n2 0/1 b',
-  ];
+  const texts = ['x', '1', '1 0/1 a\n1 0/2 b', '2 0/1 a\n1 0/2 b', '3 0/1 a', '4 0/1 a', '0 0/1 a'];
   for (const text of texts) {
     assert.throws(() => parseTimelineHistory(timelineOf(3), text), { code: 'wal-invalid' }, text);
   }
@@ -61,6 +52,18 @@ test('timelineAt() gives a switch point to the child', () => {
   assert.equal(timelineAt(history, parseLsn('0/100')), 3);
   assert.equal(timelineAt(history, parseLsn('0/1FF')), 3);
   assert.equal(timelineAt(history, parseLsn('0/200')), 5);
+});
+
+test('parseTimelineHistory() reads what PostgreSQL writes after recovering along a timeline to a point before it', () => {
+  const text = '1\t0/B058E8\tno recovery target specified\n\n2\t0/B05070\tafter transaction 757\n';
+  const history = parseTimelineHistory(timelineOf(3), text);
+  assert.deepEqual(
+    history.entries.map(({ end }) => end),
+    [0xb058e8n, 0xb05070n],
+  );
+  assert.equal(timelineAt(history, parseLsn('0/B0506F')), 1);
+  assert.equal(timelineAt(history, parseLsn('0/B05070')), 3);
+  assert.equal(timelineAt(history, parseLsn('0/B06000')), 3);
 });
 
 test('formatTimelineHistory() and parseTimelineHistory() are inverse', () => {

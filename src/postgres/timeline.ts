@@ -50,7 +50,8 @@ export function historyFileName(timeline: TimelineId): string {
 /**
  * Reads the text of `timeline`'s history file. Lines are `parent<TAB>switch point<TAB>reason`, the parent in decimal;
  * empty lines and lines starting with `#` are skipped. As PostgreSQL does, it demands rising timelines that are all
- * below `timeline`; it also demands that switch points never go back. Any breach is `wal-invalid`.
+ * below `timeline`; any breach is `wal-invalid`. Switch points may go back: a server that recovers along timeline 2 to a
+ * point before 2 begins writes such a file.
  */
 export function parseTimelineHistory(timeline: TimelineId, text: string): TimelineHistory {
   const entries: TimelineAncestor[] = [];
@@ -63,7 +64,6 @@ export function parseTimelineHistory(timeline: TimelineId, text: string): Timeli
       throw invalidHistory(timeline, line);
     }
     const end = parseLsn(match[2] ?? '');
-    if (previous !== undefined && end < previous.end) throw invalidHistory(timeline, line);
     entries.push({ timeline: timelineOf(parent), end, reason: match[3] ?? '' });
   }
   return { timeline, entries };
@@ -76,10 +76,12 @@ export function formatTimelineHistory(history: TimelineHistory): string {
 
 /**
  * The timeline whose WAL holds the byte at `lsn` in this history. A switch point belongs to the child: its first record
- * is written there.
+ * is written there. The youngest timeline that begins at or before it, as PostgreSQL's tliOfPointInHistory.
  */
 export function timelineAt(history: TimelineHistory, lsn: Lsn): TimelineId {
-  return history.entries.find((entry) => lsn < entry.end)?.timeline ?? history.timeline;
+  const { entries, timeline } = history;
+  const forkedBefore = entries.findLastIndex(({ end }) => end <= lsn);
+  return entries[forkedBefore + 1]?.timeline ?? timeline;
 }
 
 function invalidHistory(timeline: TimelineId, line: string): HoldfastError {

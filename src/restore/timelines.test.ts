@@ -117,6 +117,18 @@ test('isOnPath() accepts a backup up to the switch point and not after it', () =
   assert.equal(at(2, 0x400n), false);
 });
 
+test('timelineTree() places a timeline that was recovered along another to a point before that one', () => {
+  const tree = timelineTree([history(2, [1, 0x500n]), history(3, [1, 0x500n], [2, 0x400n])]);
+  assert.deepEqual(tree.path(t(3)), [
+    { timeline: 1, begin: 0n, end: 0x400n },
+    { timeline: 3, begin: 0x400n, end: undefined },
+  ]);
+  assert.deepEqual(
+    tree.children(t(1)).map(({ timeline }) => timeline),
+    [2, 3],
+  );
+});
+
 test('timelineTree() refuses histories that contradict one another', () => {
   assert.throws(() => timelineTree([history(2, [1, 0x500n]), history(3, [1, 0x600n], [2, 0x700n])]), {
     code: 'wal-conflict',
