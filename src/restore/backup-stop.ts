@@ -15,7 +15,7 @@ import { type ScanResult, scanWal } from './wal-scan.ts';
 export type BackupOutcome =
   | { kind: 'reached'; stop: StopPoint; coverage: Coverage }
   /** The backup holds more than the target allows: an older one is needed. */
-  | { kind: 'too-new' }
+  | { kind: 'too-new'; reason?: string }
   /** Not even the WAL that makes the backup consistent is there. */
   | { kind: 'unusable'; reason: string }
   /** The archive, followed from this backup, ends or breaks before the target; older backups end there too. */
@@ -132,7 +132,12 @@ function judge(options: TryOptions, coverage: Coverage, scan: ScanResult): Backu
       checkpointTime: scan.startCheckpointTime,
       firstTransactionTime: scan.firstTransactionTime,
     };
-    if (!beganBefore(candidate, target.time, evidence)) return { kind: 'too-new' };
+    if (!beganBefore(candidate, target.time, evidence)) {
+      const { checkpointTime } = evidence;
+      if (checkpointTime === undefined || checkpointTime > target.time) return { kind: 'too-new' };
+      const reason = `it began in the very second of ${formatInstant(checkpointTime)}, and may hold what was committed in it behind the target`;
+      return { kind: 'too-new', reason };
+    }
   }
   if (hit !== undefined) {
     if (hit.stop.stopLsn < candidate.stop) return { kind: 'too-new' };

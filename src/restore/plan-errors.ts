@@ -84,6 +84,9 @@ function whyNot(
   if (oldest?.outcome.kind === 'unusable')
     return `backup ${oldest.candidate.record.id}: ${oldest.outcome.reason}`;
   const which = backupId === undefined ? 'the oldest usable backup' : `backup ${backupId}`;
+  if (oldest?.outcome.kind === 'too-new' && oldest.outcome.reason !== undefined) {
+    return `${which} is not old enough: ${oldest.outcome.reason}`;
+  }
   const { stop, stoppedAt } = oldest?.candidate ?? { stop: 0n as Lsn, stoppedAt: 0n };
   return `${which} is only consistent from ${formatLsn(stop)}, ${describeInstant(stoppedAt)}`;
 }

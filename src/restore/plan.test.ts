@@ -311,3 +311,22 @@ test('planRestore() reaches a restore point and the end of a backup', async () =
   assert.equal(immediate.backup.id, 'b1');
   assert.equal(immediate.stop.lsn, nth(life.backups, 1).stop);
 });
+
+test('planRestore() refuses a time in the second in which the only backup began, and says why', async () => {
+  const life = new Life();
+  life.now += 300_000n;
+  const { checkpointTime } = life.backup();
+  life.now = checkpointTime + 500_000n;
+  life.commit();
+  life.switch();
+  const repository = await createRestoreLab();
+  await storeSegments(repository, life.writer);
+  const time = checkpointTime + 900_000n;
+  await assert.rejects(
+    plan(repository, life.recordsOfBackups(), { kind: 'time', time, inclusive: true }),
+    (error: Error & { code?: string }) =>
+      error.code === 'target-unreachable' && error.message.includes('in the very second'),
+  );
+  const later = { kind: 'time', time: checkpointTime + 1_000_000n, inclusive: true } as const;
+  assert.equal((await plan(repository, life.recordsOfBackups(), later)).backup.id, 'b0');
+});

@@ -20,6 +20,7 @@ import {
   createOracleTable,
   createRestoreBench,
   ORACLE_SETTINGS,
+  passSecond,
   type RestoreBench,
 } from '../harness/restore.ts';
 import { createWalRepository, type WalRepository } from '../harness/wal-repository.ts';
@@ -142,6 +143,7 @@ test('restore() under 8 faults at 4 positions, to 3 kinds of target, fails or is
   await createOracleTable(lab.cluster);
   const early = await commitRows(lab.cluster, [1]);
   await lab.backup();
+  await passSecond();
   const commits = [
     ...early,
     ...(await commitRows(
