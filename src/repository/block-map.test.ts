@@ -4,7 +4,15 @@ import { test } from 'node:test';
 import * as fc from 'fast-check';
 
 import { HoldfastError } from '../errors.ts';
-import { decodeChunk, encodeChunk, type Extent, HASH_BYTES, type MapEntry } from './block-map.ts';
+import {
+  ChunkView,
+  decodeChunk,
+  encodeChunk,
+  entryKey,
+  type Extent,
+  HASH_BYTES,
+  type MapEntry,
+} from './block-map.ts';
 
 const PLAIN = { noNullPrototype: true };
 const path = fc
@@ -63,6 +71,19 @@ test('decodeChunk() undoes encodeChunk() for thousands of random chunks', () => 
       assert.deepEqual(decodeChunk(encodeChunk(entries)), entries);
     }),
     { numRuns: 2000 },
+  );
+});
+
+test('ChunkView finds every entry of a chunk by its key, and nothing else', () => {
+  fc.assert(
+    fc.property(fc.array(entry, { maxLength: 20 }), path, (entries, other) => {
+      const byKey = new Map(entries.map((each) => [entryKey(each), each]));
+      const ordered = [...byKey.values()].sort((a, b) => (entryKey(a) < entryKey(b) ? -1 : 1));
+      const view = new ChunkView(encodeChunk(ordered));
+      for (const each of ordered) assert.deepEqual(view.find(entryKey(each)), each);
+      assert.deepEqual(view.find(`${other}\0`), byKey.get(`${other}\0`));
+    }),
+    { numRuns: 1000 },
   );
 });
 

@@ -213,14 +213,71 @@ export function encodeChunk(entries: readonly MapEntry[]): Buffer {
 
 /** Undoes `encodeChunk`; anything else throws `object-damaged`. */
 export function decodeChunk(bytes: Buffer): MapEntry[] {
+  const { input, runs, count } = openChunk(bytes);
+  const entries: MapEntry[] = [];
+  for (let left = count; left > 0; left -= 1) entries.push(decodeEntry(input, runs));
+  assertEnd(input);
+  return entries;
+}
+
+/**
+ * A chunk that is looked things up in. It keeps the encoded bytes and where each entry begins: decoded, the entries of many
+ * small files take several times as much.
+ */
+export class ChunkView {
+  readonly #input: ByteReader;
+  readonly #runs: readonly string[];
+  readonly #starts: Uint32Array;
+  /** About what it takes in memory. */
+  readonly sizeBytes: number;
+
+  /** Throws `object-damaged` as `decodeChunk`. */
+  constructor(bytes: Buffer) {
+    const { input, runs, count } = openChunk(bytes);
+    this.#input = input;
+    this.#runs = runs;
+    const starts: number[] = [];
+    for (let left = count; left > 0; left -= 1) {
+      starts.push(input.position);
+      decodeEntry(input, runs);
+    }
+    assertEnd(input);
+    this.#starts = Uint32Array.from(starts);
+    this.sizeBytes = bytes.length + 4 * starts.length + 256;
+  }
+
+  /** The entry of this key; keys rise within a chunk. */
+  find(key: string): MapEntry | undefined {
+    let low = 0;
+    let high = this.#starts.length;
+    while (low < high) {
+      const middle = (low + high) >> 1;
+      if (this.#keyAt(middle) < key) low = middle + 1;
+      else high = middle;
+    }
+    if (low === this.#starts.length || this.#keyAt(low) !== key) return undefined;
+    this.#input.position = this.#starts[low] ?? 0;
+    return decodeEntry(this.#input, this.#runs);
+  }
+
+  #keyAt(entry: number): string {
+    this.#input.position = this.#starts[entry] ?? 0;
+    const kind = KINDS[this.#input.uint()];
+    const path = this.#input.text();
+    return kind === 'span' ? spanKey(path, this.#input.uint()) : fileKey(path);
+  }
+}
+
+function openChunk(bytes: Buffer): { input: ByteReader; runs: string[]; count: number } {
   const input = new ByteReader(bytes);
   if (!input.raw(4).equals(CHUNK_MAGIC))
     throw new HoldfastError('object-damaged', 'this is no chunk of a block map');
   const runs: string[] = [];
   for (let left = input.uint(); left > 0; left -= 1) runs.push(input.text());
-  const entries: MapEntry[] = [];
-  for (let left = input.uint(); left > 0; left -= 1) entries.push(decodeEntry(input, runs));
-  if (!input.atEnd)
-    throw new HoldfastError('object-damaged', 'a chunk of a block map has bytes behind its end');
-  return entries;
+  return { input, runs, count: input.uint() };
+}
+
+function assertEnd(input: ByteReader): void {
+  if (input.atEnd) return;
+  throw new HoldfastError('object-damaged', 'a chunk of a block map has bytes behind its end');
 }

@@ -63,6 +63,15 @@ export class ByteReader {
     this.#bytes = bytes;
   }
 
+  /** Offset of the next byte; may be set back to where an entry began. */
+  get position(): number {
+    return this.#at;
+  }
+
+  set position(at: number) {
+    this.#at = at;
+  }
+
   get atEnd(): boolean {
     return this.#at === this.#bytes.length;
   }

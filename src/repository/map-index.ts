@@ -1,7 +1,7 @@
 import { HoldfastError } from '../errors.ts';
 import { crc32c } from '../stream/crc32c.ts';
 import { blake3Hex, createBlake3 } from '../stream/hash.ts';
-import { decompressBounded } from '../stream/zstd.ts';
+import { decompressFrame } from '../stream/zstd.ts';
 import { type BackupRecord } from './backup-record.ts';
 import { decodeChunk, encodeChunk, entryKey, type MapEntry } from './block-map.ts';
 import { type ClusterIdentity, packKey, runPrefix } from './layout.ts';
@@ -228,13 +228,16 @@ export async function readChunk(
   signal?: AbortSignal,
 ): Promise<Buffer> {
   const stored = packOf(packs, identity, chunk.run, 'm', chunk.pack);
+  if (!(chunk.plainBytes <= CHUNK_LIMIT_BYTES && chunk.bytes <= 2 * CHUNK_LIMIT_BYTES)) {
+    throw damaged(stored.key, 'a part of the block map is larger than it can be');
+  }
   const frame = await collect(
     openSealedRange(repository, stored, chunk.offset, chunk.bytes, signal),
     chunk.bytes,
     stored.key,
   );
-  const plain = await decompressBounded(frame, CHUNK_LIMIT_BYTES);
-  if (plain.length !== chunk.plainBytes || blake3Hex(plain) !== chunk.hash)
+  const plain = await decompressFrame(frame, chunk.plainBytes);
+  if (blake3Hex(plain) !== chunk.hash)
     throw damaged(stored.key, 'a part of the block map is not what was stored');
   return plain;
 }

@@ -1,8 +1,7 @@
 import { HoldfastError } from '../errors.ts';
 import type { BackupRecord } from './backup-record.ts';
 import {
-  decodeChunk,
-  entryKey,
+  ChunkView,
   type Extent,
   fileKey,
   type FileEntry,
@@ -21,15 +20,8 @@ export interface ChunkCache {
   chunk(hash: string): Promise<Buffer | undefined>;
 }
 
-/** Chunks kept decoded, about; a directory of 200,000 files fits. */
+/** Chunks kept in memory, about; the maps of 300,000 small files fit. */
 const KEPT_BYTES = 24 * 1024 * 1024;
-/** What a decoded entry takes beside its bytes, about. */
-const ENTRY_OVERHEAD = 4;
-
-interface DecodedChunk {
-  entries: MapEntry[];
-  bytes: number;
-}
 
 /**
  * The backup that a new one is compared with. It is a help, not a dependency: where it cannot be read (no key, lost
@@ -43,12 +35,13 @@ export class PreviousBackup {
   readonly #repository: Repository;
   readonly #cache: ChunkCache | undefined;
   readonly #signal: AbortSignal | undefined;
-  readonly #decoded = new Map<number, DecodedChunk>();
+  readonly #kept = new Map<number, ChunkView>();
   /** Chunks that were read, and those of them that are not what was stored. */
   readonly #looked = new Set<number>();
   readonly #damaged = new Set<number>();
+  readonly #unreadable = new Set<number>();
   #places: Map<string, number> | undefined;
-  #decodedBytes = 0;
+  #keptBytes = 0;
 
   private constructor(
     repository: Repository,
@@ -134,52 +127,45 @@ export class PreviousBackup {
   async #find(key: string): Promise<MapEntry | undefined> {
     const at = lastAtOrBefore(this.chunks, key);
     if (at < 0) return undefined;
-    const { entries } = await this.#load(at);
-    let low = 0;
-    let high = entries.length;
-    while (low < high) {
-      const middle = (low + high) >> 1;
-      const entry = entries[middle];
-      if (entry !== undefined && entryKey(entry) < key) low = middle + 1;
-      else high = middle;
-    }
-    const found = entries[low];
-    return found !== undefined && entryKey(found) === key ? found : undefined;
+    return (await this.#load(at))?.find(key);
   }
 
-  async #load(at: number): Promise<DecodedChunk> {
-    const kept = this.#decoded.get(at);
+  async #load(at: number): Promise<ChunkView | undefined> {
+    const kept = this.#kept.get(at);
     if (kept !== undefined) {
-      this.#decoded.delete(at);
-      this.#decoded.set(at, kept);
+      this.#kept.delete(at);
+      this.#kept.set(at, kept);
       return kept;
     }
     const chunk = await this.#readChunk(at);
-    this.#decoded.set(at, chunk);
-    this.#decodedBytes += chunk.bytes;
-    for (const [oldest, { bytes }] of this.#decoded) {
-      if (this.#decodedBytes <= KEPT_BYTES || this.#decoded.size === 1) break;
-      this.#decoded.delete(oldest);
-      this.#decodedBytes -= bytes;
+    if (chunk === undefined) return undefined;
+    this.#kept.set(at, chunk);
+    this.#keptBytes += chunk.sizeBytes;
+    for (const [oldest, { sizeBytes }] of this.#kept) {
+      if (this.#keptBytes <= KEPT_BYTES || this.#kept.size === 1) break;
+      this.#kept.delete(oldest);
+      this.#keptBytes -= sizeBytes;
     }
     return chunk;
   }
 
-  async #readChunk(at: number): Promise<DecodedChunk> {
+  async #readChunk(at: number): Promise<ChunkView | undefined> {
     const chunk = this.chunks[at];
-    if (chunk === undefined) return { entries: [], bytes: 0 };
+    // What could not be read once is not tried again for each of its files.
+    if (chunk === undefined || this.#unreadable.has(at)) return undefined;
     this.#looked.add(at);
     try {
       const plain =
         (await this.#cache?.chunk(chunk.hash)) ??
         (await readChunk(this.#repository, this.record, this.packs, chunk, this.#signal));
-      return { entries: decodeChunk(plain), bytes: plain.length * ENTRY_OVERHEAD };
+      return new ChunkView(plain);
     } catch (error) {
       if (!isTolerable(error)) throw error;
       // A damaged seal looks like that of another key.
       if (error.code !== 'key-missing') this.#damaged.add(at);
+      this.#unreadable.add(at);
       this.unusable.push(error.message);
-      return { entries: [], bytes: 0 };
+      return undefined;
     }
   }
 }

@@ -1,8 +1,9 @@
 import { constants } from 'node:fs';
-import { chmod, chown, lstat, mkdir, open, readdir, rename, rm, type FileHandle } from 'node:fs/promises';
+import { chmod, chown, lstat, mkdir, open, readdir, rename, rm } from 'node:fs/promises';
 import { dirname, join } from 'node:path';
 
 import { HoldfastError, systemErrorCode } from '../errors.ts';
+import { DataFile } from './data-file.ts';
 
 export interface FileOwner {
   uid: number;
@@ -85,39 +86,29 @@ export class DataTree {
   }
 
   /** Opens a file of the map for reading and writing, made if it is not there (and must not be, unless `delta`). */
-  async createFile(path: string, mode: number): Promise<FileHandle> {
+  async createFile(path: string, mode: number): Promise<DataFile> {
     const place = this.resolve(path);
-    const { O_RDWR, O_CREAT, O_EXCL, O_NOFOLLOW } = constants;
-    const flags = O_RDWR | O_CREAT | O_NOFOLLOW;
-    let file: FileHandle;
+    const { delta, owner } = this.#options;
+    let file: DataFile;
     try {
-      file = await open(place, this.#options.delta ? flags : flags | O_EXCL, mode);
+      file = DataFile.create(place, mode, delta);
     } catch (error) {
-      if (!this.#options.delta || !['ELOOP', 'EISDIR', 'ENXIO'].includes(systemErrorCode(error) ?? ''))
-        throw error;
+      if (!delta || !['ELOOP', 'EISDIR', 'ENXIO'].includes(systemErrorCode(error) ?? '')) throw error;
       await rm(place, { recursive: true });
-      file = await open(place, flags | O_EXCL, mode);
+      file = DataFile.create(place, mode, false);
     }
     try {
-      if (!(await file.stat()).isFile()) {
-        throw new HoldfastError(
-          'data-directory-not-empty',
-          `${place.toString()} is in the way: it is no file`,
-        );
-      }
-      await file.chmod(mode);
-      if (this.#options.owner !== undefined)
-        await file.chown(this.#options.owner.uid, this.#options.owner.gid);
+      file.own(mode, owner);
     } catch (error) {
-      await file.close();
+      file.close();
       throw error;
     }
     return file;
   }
 
   /** Opens a file that `createFile` made. */
-  openFile(path: string): Promise<FileHandle> {
-    return open(this.resolve(path), constants.O_RDWR | constants.O_NOFOLLOW);
+  openFile(path: string): DataFile {
+    return DataFile.open(this.resolve(path));
   }
 
   async #own(place: Buffer): Promise<void> {

@@ -31,17 +31,22 @@ export function encodeWanted(wanted: WantedBlocks): [key: string, value: Buffer]
 export function decodeWanted(key: string, value: Buffer): WantedBlocks {
   const pathEnd = HEAD_BYTES + value.readUInt32LE(32);
   return {
-    frame: {
-      run: key.slice(0, key.indexOf('/')),
-      pack: value.readUInt32LE(16),
-      offset: value.readDoubleLE(0),
-      bytes: value.readUInt32LE(20),
-    },
+    frame: frameOfWanted(key, value),
     plainOffset: value.readUInt32LE(24),
     path: value.toString('latin1', HEAD_BYTES, pathEnd),
     fileOffset: value.readDoubleLE(8),
     bytes: value.readUInt32LE(28),
     hashes: value.subarray(pathEnd),
+  };
+}
+
+/** The frame alone, for grouping. */
+export function frameOfWanted(key: string, value: Buffer): FrameLocation {
+  return {
+    run: key.slice(0, key.indexOf('/')),
+    pack: value.readUInt32LE(16),
+    offset: value.readDoubleLE(0),
+    bytes: value.readUInt32LE(20),
   };
 }
 

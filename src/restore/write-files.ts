@@ -1,21 +1,13 @@
 import { rm } from 'node:fs/promises';
-import type { FileHandle } from 'node:fs/promises';
 
 import { throwIfCancelled } from '../cancellation.ts';
-import { assert, HoldfastError, systemErrorCode } from '../errors.ts';
+import { HoldfastError, systemErrorCode } from '../errors.ts';
 import type { BackupRecord } from '../repository/backup-record.ts';
-import {
-  type Extent,
-  HASH_BYTES,
-  type MapEntry,
-  SPAN_BLOCKS,
-  type StoredExtent,
-} from '../repository/block-map.ts';
 import { readEntries, readReferences } from '../repository/map-index.ts';
 import type { Repository } from '../repository/repository.ts';
 import type { StoredObject } from '../repository/sealed-object.ts';
 import { ExternalSort } from '../stream/external-sort.ts';
-import { blake3 } from '../stream/hash.ts';
+import { CurrentFile } from './current-file.ts';
 import {
   CONTROL_FILE,
   DataTree,
@@ -125,7 +117,7 @@ async function layOut(
   const { record } = options;
   const blockSize = record.layout.blockSizeBytes;
   const planned: Planned = { files: 0, bytesWanted: 0, bytesKept: 0 };
-  await using current = new CurrentFile(blockSize);
+  using current = new CurrentFile(blockSize);
   for await (const entry of readEntries(options.repository, record, packs, options.signal)) {
     throwIfCancelled(options.signal);
     switch (entry.kind) {
@@ -133,7 +125,7 @@ async function layOut(
         await tree.directory(entry.path, entry.mode);
         break;
       case 'file':
-        await current.next(entry, await tree.createFile(entry.path, entry.mode), options.delta);
+        current.next(entry, await tree.createFile(entry.path, entry.mode), options.delta);
         planned.files += 1;
         break;
       case 'span':
@@ -142,9 +134,7 @@ async function layOut(
     if (entry.kind !== 'file' && entry.kind !== 'span') continue;
     for (const { extent, offset, bytes } of current.extents(entry)) {
       const missing =
-        'zeroBlocks' in extent
-          ? await current.clear(offset, bytes)
-          : await current.missing(extent, offset, bytes);
+        'zeroBlocks' in extent ? await current.clear(offset, bytes) : current.missing(extent, offset, bytes);
       planned.bytesKept += bytes;
       for (const part of missing) {
         planned.bytesKept -= part.bytes;
@@ -153,7 +143,7 @@ async function layOut(
       }
     }
   }
-  await current.close();
+  current.close();
   if (
     planned.files !== record.files.count ||
     planned.bytesKept + planned.bytesWanted !== record.files.sizeBytes
@@ -167,128 +157,6 @@ async function layOut(
     );
   }
   return planned;
-}
-
-interface Missing {
-  frame: StoredExtent['frame'];
-  plainOffset: number;
-  fileOffset: number;
-  bytes: number;
-  hashes: Buffer;
-}
-
-/** The file whose entries are being read: its size, how far its blocks have come, what it holds already. */
-class CurrentFile implements AsyncDisposable {
-  readonly #blockSize: number;
-  #handle: FileHandle | undefined;
-  #path = '';
-  #sizeBytes = 0;
-  #position = 0;
-  #existingBytes = 0;
-
-  constructor(blockSize: number) {
-    this.#blockSize = blockSize;
-  }
-
-  async next(entry: { path: string; sizeBytes: number }, handle: FileHandle, delta: boolean): Promise<void> {
-    try {
-      await this.close();
-    } finally {
-      this.#handle = handle;
-    }
-    this.#path = entry.path;
-    this.#sizeBytes = entry.sizeBytes;
-    this.#position = 0;
-    this.#existingBytes = delta ? Math.min((await handle.stat()).size, entry.sizeBytes) : 0;
-    await handle.truncate(entry.sizeBytes);
-  }
-
-  /** Checks that the file before was described to its end, and closes it. */
-  async close(): Promise<void> {
-    await this.#handle?.close();
-    this.#handle = undefined;
-    if (this.#position !== this.#sizeBytes) throw this.#damaged();
-  }
-
-  async [Symbol.asyncDispose](): Promise<void> {
-    await this.#handle?.close();
-  }
-
-  *extents(
-    entry: MapEntry & { extents: Extent[] },
-  ): Generator<{ extent: Extent; offset: number; bytes: number }> {
-    if (entry.path !== this.#path) throw this.#damaged();
-    if (entry.kind === 'span' && this.#position !== entry.span * SPAN_BLOCKS * this.#blockSize)
-      throw this.#damaged();
-    for (const extent of entry.extents) {
-      const blocks = 'zeroBlocks' in extent ? extent.zeroBlocks : extent.hashes.length / HASH_BYTES;
-      const bytes = Math.min(blocks * this.#blockSize, this.#sizeBytes - this.#position);
-      if (bytes <= (blocks - 1) * this.#blockSize) throw this.#damaged();
-      if ('zeroBlocks' in extent && bytes < blocks * this.#blockSize) throw this.#damaged();
-      yield { extent, offset: this.#position, bytes };
-      this.#position += bytes;
-    }
-  }
-
-  /** Makes a stretch zeros; a fresh file has a hole there already. */
-  async clear(offset: number, bytes: number): Promise<Missing[]> {
-    const zeros = Buffer.alloc(this.#blockSize);
-    for (let at = 0; at < Math.min(bytes, this.#existingBytes - offset); at += zeros.length) {
-      const length = Math.min(zeros.length, bytes - at);
-      const there = await this.#read(offset + at, length);
-      if (!there.equals(zeros.subarray(0, length))) await this.#handle?.write(zeros, 0, length, offset + at);
-    }
-    return [];
-  }
-
-  /** The parts of an extent that the file does not hold already. */
-  async missing(extent: StoredExtent, offset: number, bytes: number): Promise<Missing[]> {
-    const { frame, plainOffset, hashes } = extent;
-    if (offset >= this.#existingBytes) return [{ frame, plainOffset, fileOffset: offset, bytes, hashes }];
-    const parts: Missing[] = [];
-    for (let at = 0, block = 0; at < bytes; at += this.#blockSize, block += 1) {
-      const length = Math.min(this.#blockSize, bytes - at);
-      const hash = hashes.subarray(block * HASH_BYTES, (block + 1) * HASH_BYTES);
-      const there = await this.#read(offset + at, length);
-      if (blake3(there).compare(hash, 0, HASH_BYTES, 0, HASH_BYTES) === 0) continue;
-      const last = parts.at(-1);
-      if (last !== undefined && last.fileOffset + last.bytes === offset + at) {
-        last.bytes += length;
-        last.hashes = Buffer.concat([last.hashes, hash]);
-      } else {
-        parts.push({
-          frame,
-          plainOffset: plainOffset + at,
-          fileOffset: offset + at,
-          bytes: length,
-          hashes: hash,
-        });
-      }
-    }
-    return parts;
-  }
-
-  async #read(offset: number, length: number): Promise<Buffer> {
-    assert(this.#handle !== undefined, 'no file is open');
-    const buffer = Buffer.allocUnsafe(length);
-    let done = 0;
-    while (done < length) {
-      const { bytesRead } = await this.#handle.read(buffer, done, length - done, offset + done);
-      if (bytesRead === 0) break;
-      done += bytesRead;
-    }
-    return buffer.subarray(0, done);
-  }
-
-  #damaged(): HoldfastError {
-    return new HoldfastError(
-      'object-damaged',
-      `the block map does not describe ${JSON.stringify(this.#path)} to its end`,
-      {
-        hint: 'use another backup or another repository',
-      },
-    );
-  }
 }
 
 /** Removes what lies in the data directory and is not of the backup. */
@@ -372,6 +240,10 @@ async function syncAll(
 }
 
 async function syncFile(tree: DataTree, path: string): Promise<void> {
-  await using file = await tree.openFile(path);
-  await file.sync();
+  const file = tree.openFile(path);
+  try {
+    await file.sync();
+  } finally {
+    file.close();
+  }
 }

@@ -1,5 +1,3 @@
-import type { FileHandle } from 'node:fs/promises';
-
 import { throwIfCancelled } from '../cancellation.ts';
 import { HoldfastError } from '../errors.ts';
 import type { BackupRecord } from '../repository/backup-record.ts';
@@ -11,8 +9,9 @@ import type { StoredObject } from '../repository/sealed-object.ts';
 import type { SortRecord } from '../stream/external-sort.ts';
 import { blake3 } from '../stream/hash.ts';
 import { decompressBounded } from '../stream/zstd.ts';
+import type { DataFile } from './data-file.ts';
 import type { DataTree } from './data-tree.ts';
-import { decodeWanted, type WantedBlocks } from './wanted-blocks.ts';
+import { decodeWanted, frameOfWanted, type WantedBlocks } from './wanted-blocks.ts';
 
 export interface WriteFramesOptions {
   repository: Repository;
@@ -25,10 +24,12 @@ export interface WriteFramesOptions {
   signal?: AbortSignal;
 }
 
+/** What is wanted of one frame, still encoded: a pack may hold blocks of very many small files. */
 interface FrameWork {
+  key: string;
   offset: number;
   bytes: number;
-  targets: WantedBlocks[];
+  targets: Buffer[];
 }
 
 interface PackWork {
@@ -47,7 +48,7 @@ const OPEN_FILES = 128;
  */
 export async function writeFrames(options: WriteFramesOptions): Promise<number> {
   let done = 0;
-  await using files = new OpenFiles(options.tree);
+  using files = new OpenFiles(options.tree);
   const inFlight = new Set<Promise<void>>();
   let failure: unknown;
   try {
@@ -91,7 +92,8 @@ async function writeFrame(
 ): Promise<number> {
   const plain = await decompressBounded(compressed, FRAME_MAX_BYTES);
   let done = 0;
-  for (const { path, plainOffset, fileOffset, bytes, hashes } of frame.targets) {
+  for (const target of targetsOf(frame)) {
+    const { path, plainOffset, fileOffset, bytes, hashes } = target;
     const content = plain.subarray(plainOffset, plainOffset + bytes);
     for (let at = 0, block = 0; at < bytes; at += blockSize, block += 1) {
       const hash = blake3(content.subarray(at, at + blockSize));
@@ -121,27 +123,48 @@ function nameObject(error: unknown, key: string): unknown {
 async function* byPack(wanted: AsyncIterable<SortRecord>): AsyncGenerator<PackWork> {
   let work: PackWork | undefined;
   for await (const { key, value } of wanted) {
-    const target = decodeWanted(key, value);
-    const { run, pack, offset, bytes } = target.frame;
+    const { run, pack, offset, bytes } = frameOfWanted(key, value);
     if (work !== undefined && (work.run !== run || work.pack !== pack)) {
+      pressTogether(work.frames.at(-1));
       yield work;
       work = undefined;
     }
     work ??= { run, pack, frames: [] };
-    const last = work.frames.at(-1);
-    if (last?.offset === offset) last.targets.push(target);
-    else work.frames.push({ offset, bytes, targets: [target] });
+    let frame = work.frames.at(-1);
+    if (frame?.offset !== offset) {
+      pressTogether(frame);
+      frame = { key, offset, bytes, targets: [] };
+      work.frames.push(frame);
+    }
+    const length = Buffer.allocUnsafe(4);
+    length.writeUInt32LE(value.length);
+    frame.targets.push(length, value);
   }
-  if (work !== undefined) yield work;
+  if (work === undefined) return;
+  pressTogether(work.frames.at(-1));
+  yield work;
+}
+
+/** One buffer for many: each would cost more than its bytes. */
+function pressTogether(frame: FrameWork | undefined): void {
+  if (frame !== undefined) frame.targets = [Buffer.concat(frame.targets)];
+}
+
+function* targetsOf({ key, targets: [bytes = Buffer.alloc(0)] }: FrameWork): Generator<WantedBlocks> {
+  for (let at = 0; at < bytes.length;) {
+    const length = bytes.readUInt32LE(at);
+    yield decodeWanted(key, bytes.subarray(at + 4, at + 4 + length));
+    at += 4 + length;
+  }
 }
 
 interface OpenFile {
-  handle: Promise<FileHandle>;
+  file: DataFile;
   users: number;
 }
 
 /** Keeps the files written last open: neighbouring frames mostly belong to one file. */
-class OpenFiles implements AsyncDisposable {
+class OpenFiles implements Disposable {
   readonly #tree: DataTree;
   readonly #files = new Map<string, OpenFile>();
 
@@ -150,33 +173,30 @@ class OpenFiles implements AsyncDisposable {
   }
 
   async write(path: string, content: Buffer, offset: number): Promise<void> {
-    const file = this.#files.get(path) ?? { handle: this.#tree.openFile(path), users: 0 };
+    const open = this.#files.get(path) ?? { file: this.#tree.openFile(path), users: 0 };
     this.#files.delete(path);
-    this.#files.set(path, file);
-    file.users += 1;
+    this.#files.set(path, open);
+    open.users += 1;
     try {
-      const handle = await file.handle;
-      for (let done = 0; done < content.length;) {
-        done += (await handle.write(content, done, content.length - done, offset + done)).bytesWritten;
-      }
+      await open.file.write(content, offset);
     } finally {
-      file.users -= 1;
+      open.users -= 1;
     }
-    await this.#closeSome();
+    this.#closeOne();
   }
 
-  async #closeSome(): Promise<void> {
+  #closeOne(): void {
     if (this.#files.size <= OPEN_FILES) return;
-    for (const [path, file] of this.#files) {
-      if (file.users > 0) continue;
+    for (const [path, { file, users }] of this.#files) {
+      if (users > 0) continue;
       this.#files.delete(path);
-      await (await file.handle).close();
+      file.close();
       return;
     }
   }
 
-  async [Symbol.asyncDispose](): Promise<void> {
-    for (const { handle } of this.#files.values())
-      await handle.then((file) => file.close()).catch(() => undefined);
+  [Symbol.dispose](): void {
+    for (const { file } of this.#files.values()) file.close();
+    this.#files.clear();
   }
 }

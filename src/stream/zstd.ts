@@ -53,7 +53,7 @@ export function decompressBounded(frame: Buffer, maxBytes: number): Promise<Buff
       { chunkSize: Math.max(64, maxBytes + 1), maxOutputLength: Math.max(64, maxBytes) },
       (error, out) =>
         error === null
-          ? resolve(out)
+          ? resolve(ownBytes(out))
           : reject(
               new HoldfastError('object-damaged', `a zstd frame does not decompress: ${error.message}`, {
                 cause: error,
