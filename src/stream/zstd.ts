@@ -14,8 +14,7 @@ export function compressFrame(plain: Buffer, level = ZSTD_LEVEL): Promise<Buffer
     zstdCompress(
       plain,
       {
-        // The whole output in one buffer, else every 16 KiB of it costs a trip through the pool.
-        chunkSize: compressBound(plain.length),
+        chunkSize: outputChunk(plain.length),
         pledgedSrcSize: plain.length,
         params: {
           [constants.ZSTD_c_compressionLevel]: level,
@@ -63,10 +62,12 @@ export function decompressBounded(frame: Buffer, maxBytes: number): Promise<Buff
   });
 }
 
-/** ZSTD_compressBound of zstd.h. */
-function compressBound(sizeBytes: number): number {
-  const margin = sizeBytes < 128 * 1024 ? (128 * 1024 - sizeBytes) >> 11 : 0;
-  return Math.max(64, sizeBytes + (sizeBytes >> 8) + margin + 64);
+/**
+ * Large enough that most outputs come in one piece (each costs a trip through the pool), and not larger: every buffer
+ * that is allocated brings the next garbage collection nearer.
+ */
+function outputChunk(sizeBytes: number): number {
+  return Math.max(1024, sizeBytes >> 2);
 }
 
 /** A small result must not keep the large output buffer it is a view of alive. */
