@@ -68,7 +68,7 @@ test('PackWriter places frames one behind the other in the order given, whatever
   assert.deepEqual([pack.key, pack.sizeBytes], [packKey(identity, RUN, 'b', 1), offset]);
   const read: Buffer[] = [];
   for await (const { frame, compressed } of readFrames(repository, pack, frames)) {
-    read.push(await decompressFrame(compressed, plains[frames.indexOf(frame as FrameLocation)]?.length ?? 0));
+    read.push(await decompressFrame(compressed, plains[frames.indexOf(frame)]?.length ?? 0));
   }
   assert.deepEqual(read, plains);
 });
