@@ -142,7 +142,7 @@ test('awaitWal() refuses a segment that is there and is not what was stored', as
     timeoutMs: 0,
     waiting: async () => undefined,
   };
-  for (const [key, bytes] of [...objects]) {
+  for (const [key, bytes] of Array.from(objects)) {
     if (!/\/wal(-data)?\//.test(key)) continue;
     const flipped = Buffer.from(bytes);
     flipped.writeUInt8(flipped.readUInt8(40) ^ 4, 40);

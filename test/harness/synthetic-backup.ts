@@ -106,6 +106,15 @@ export async function storeFiles(
   }
 }
 
+let lendable = Buffer.alloc(0);
+
+/** One buffer for all pieces, as the socket has. */
+function lend(piece: Buffer): Buffer {
+  if (lendable.length < piece.length) lendable = Buffer.alloc(piece.length);
+  piece.copy(lendable);
+  return lendable.subarray(0, piece.length);
+}
+
 /** Leads one entry through a block writer, and into the manifest it is compared with. */
 async function feed(blocks: BlockWriter, spool: MapSpool, entry: SyntheticEntry): Promise<void> {
   const { path } = entry;
@@ -121,7 +130,7 @@ async function feed(blocks: BlockWriter, spool: MapSpool, entry: SyntheticEntry)
     crc = crc32c(piece, crc);
     sizeBytes += piece.length;
     // What is written is the writer's only until it says so.
-    const lent = Buffer.from(piece);
+    const lent = lend(piece);
     await blocks.write(lent);
     lent.fill(0xee);
   }
