@@ -51,24 +51,27 @@ export function chooseServer(candidates: readonly Candidate[], policy: ChoicePol
       return { kind: 'take', candidate: primary, reason: 'the primary was asked for' };
     throw nothingFit('no primary can be reached', away, candidates);
   }
-  const standbys = reachable.filter(({ facts }) => facts.inRecovery).sort(byLag);
+  const standbys = reachable
+    .filter(({ facts }) => facts.inRecovery)
+    .map((standby) => ({ standby, behind: behind(standby.facts, primary?.facts) }))
+    .sort((a, b) => compare(a.behind, b.behind));
   const [best] = standbys;
-  if (best !== undefined && lagOf(best) <= BigInt(policy.maxLagBytes)) {
+  if (best !== undefined && isWithin(best.behind, policy.maxLagBytes)) {
     return {
       kind: 'take',
-      candidate: best,
-      reason: `a standby, ${lagOf(best)} bytes behind: it spares the primary`,
+      candidate: best.standby,
+      reason: `a standby, ${describe(best.behind)}: it spares the primary`,
     };
   }
   if (best !== undefined && policy.mayWait) {
     return {
       kind: 'wait',
-      reason: `${best.name} is ${lagOf(best)} bytes behind, more than ${policy.maxLagBytes}`,
+      reason: `${best.standby.name} is ${describe(best.behind)}; ${policy.maxLagBytes} bytes are allowed`,
     };
   }
   const why =
     best !== undefined
-      ? `the best standby, ${best.name}, is ${lagOf(best)} bytes behind`
+      ? `the best standby, ${best.standby.name}, is ${describe(best.behind)}`
       : candidates.length === 1
         ? 'the only server'
         : `no standby can be reached${away === '' ? '' : `: ${away}`}`;
@@ -88,12 +91,31 @@ function hasFacts(candidate: Candidate): candidate is Candidate & { facts: Serve
   return candidate.facts !== undefined;
 }
 
-function lagOf({ facts }: { facts: ServerFacts }): bigint {
-  return facts.replay?.lagBytes ?? 0n;
+/** Bytes of WAL, or that it still follows another timeline than the primary writes. */
+type Behind = { bytes: bigint } | { timeline: number };
+
+/**
+ * A standby that lost its connection knows nothing newer than what it has and calls itself up to date, so the primary is
+ * asked too where it can be.
+ */
+function behind(standby: ServerFacts, primary: ServerFacts | undefined): Behind {
+  if (primary !== undefined && standby.timeline !== primary.timeline) return { timeline: standby.timeline };
+  const own = standby.replay?.lagBytes ?? 0n;
+  const seen = primary === undefined ? 0n : primary.position - standby.position;
+  return { bytes: seen > own ? seen : own };
 }
 
-function byLag(a: { facts: ServerFacts }, b: { facts: ServerFacts }): number {
-  return Number(lagOf(a) - lagOf(b));
+function compare(a: Behind, b: Behind): number {
+  if ('timeline' in a || 'timeline' in b) return Number('timeline' in a) - Number('timeline' in b);
+  return a.bytes < b.bytes ? -1 : Number(a.bytes > b.bytes);
+}
+
+function isWithin(one: Behind, maxLagBytes: number): boolean {
+  return 'bytes' in one && one.bytes <= BigInt(maxLagBytes);
+}
+
+function describe(one: Behind): string {
+  return 'bytes' in one ? `${one.bytes} bytes behind` : `still on timeline ${one.timeline}`;
 }
 
 function assertOneCluster(reachable: readonly (Candidate & { facts: ServerFacts })[]): void {
