@@ -27,7 +27,7 @@ import { beginRun } from './run-journal.ts';
 import { isSealedAlike } from './sealed-alike.ts';
 
 /** The unit of comparison and deduplication. Measured from 8 to 128 KiB: see docs/performance.md. */
-const DEFAULT_BLOCK_BYTES = 32 * 1024;
+const DEFAULT_BLOCK_BYTES = 16 * 1024;
 
 /** The server that was chosen, as it looked when it was. */
 export interface BackupServer {

@@ -56,7 +56,7 @@ export interface FrameLocation {
   bytes: number;
 }
 
-/** 64 MiB of file at 32 KiB a block. */
+/** 32 MiB of file at 16 KiB a block. */
 export const SPAN_BLOCKS = 2048;
 
 /**

@@ -157,7 +157,7 @@ export class PackWriter {
 }
 
 async function compressAndCompare(plain: Buffer): Promise<Buffer> {
-  const compressed = await compressFrame(plain);
+  const compressed = await compressFrame(plain, { pages: true });
   const back = await decompressFrame(compressed, plain.length);
   if (!back.equals(plain)) {
     throw new HoldfastError('checksum-mismatch', 'a compressed frame did not decompress to what went in', {

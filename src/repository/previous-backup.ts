@@ -9,8 +9,8 @@ import {
   type MapEntry,
   spanKey,
 } from './block-map.ts';
-import { runPrefix } from './layout.ts';
-import { type ChunkReference, packOf, readChunk, readIndex, readReferences } from './map-index.ts';
+import { packKey, runPrefix } from './layout.ts';
+import { type ChunkReference, readChunk, readIndex, readReferences } from './map-index.ts';
 import type { Repository } from './repository.ts';
 import type { StoredObject } from './sealed-object.ts';
 
@@ -42,6 +42,7 @@ export class PreviousBackup {
   readonly #unreadable = new Set<number>();
   #places: Map<string, number> | undefined;
   #keptBytes = 0;
+  #lastAsked = { run: '', pack: 0, isHeld: false };
 
   private constructor(
     repository: Repository,
@@ -110,18 +111,17 @@ export class PreviousBackup {
     return entry?.kind === 'span' ? entry.extents : [];
   }
 
-  /** False for blocks in a pack that is gone: they must be stored again. */
+  /** False for blocks in a pack that is gone: they must be stored again. Neighbouring blocks mostly share a pack. */
   holdsBlocksOf(run: string, pack: number): boolean {
-    return this.#holds(run, 'b', pack);
+    const last = this.#lastAsked;
+    if (last.run === run && last.pack === pack) return last.isHeld;
+    const isHeld = this.#holds(run, 'b', pack);
+    this.#lastAsked = { run, pack, isHeld };
+    return isHeld;
   }
 
   #holds(run: string, kind: 'b' | 'm', pack: number): boolean {
-    try {
-      packOf(this.packs, this.record, run, kind, pack);
-      return true;
-    } catch {
-      return false;
-    }
+    return this.packs.has(packKey(this.record, run, kind, pack));
   }
 
   async #find(key: string): Promise<MapEntry | undefined> {

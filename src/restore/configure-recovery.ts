@@ -1,4 +1,4 @@
-import { chown, open, readFile, rename, rm, stat } from 'node:fs/promises';
+import { chown, open, readdir, readFile, rename, rm, stat } from 'node:fs/promises';
 import { join } from 'node:path';
 
 import { HoldfastError, systemErrorCode } from '../errors.ts';
@@ -21,7 +21,7 @@ const MAIN_CONF = 'postgresql.conf';
  */
 export async function configureRecovery(
   dataDirectory: string,
-  configuration: RecoveryConfiguration,
+  configuration: Omit<RecoveryConfiguration, 'hasInPlaceTablespaces'>,
   owner?: FileOwner,
 ): Promise<string[]> {
   const notes = await completeConfiguration(dataDirectory, configuration.record, owner);
@@ -32,7 +32,9 @@ export async function configureRecovery(
     notes.push(`${MAIN_CONF}: ${[...new Set(safe.disabled)].join(', ')} disabled for this copy`);
   }
   const auto = (await readText(dataDirectory, AUTO_CONF)) ?? '';
-  await replaceFile(dataDirectory, AUTO_CONF, withRecoveryBlock(auto, safe.text, configuration), owner);
+  const hasInPlaceTablespaces = await holdsDirectories(join(dataDirectory, 'pg_tblspc'));
+  const block = withRecoveryBlock(auto, safe.text, { ...configuration, hasInPlaceTablespaces });
+  await replaceFile(dataDirectory, AUTO_CONF, block, owner);
   const { standby } = configuration.request;
   await rm(join(dataDirectory, standby ? 'recovery.signal' : 'standby.signal'), { force: true });
   await replaceFile(dataDirectory, standby ? 'standby.signal' : 'recovery.signal', '', owner);
@@ -58,6 +60,11 @@ export async function finishRecovery(
   }
   const auto = (await readText(dataDirectory, AUTO_CONF)) ?? '';
   await replaceFile(dataDirectory, AUTO_CONF, withoutRecovery(auto, record), owner);
+}
+
+async function holdsDirectories(path: string): Promise<boolean> {
+  const entries = await readdir(path, { withFileTypes: true });
+  return entries.some((entry) => entry.isDirectory());
 }
 
 /** Some distributions keep the configuration elsewhere (Debian: /etc/postgresql), so that no backup of the data has it. */

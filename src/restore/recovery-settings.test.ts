@@ -48,6 +48,7 @@ function configuration(more: Partial<RecoveryConfiguration> = {}): RecoveryConfi
     request: { target: { kind: 'latest' }, timeline: 'auto', action: 'promote', standby: false },
     stop: stopAt({ kind: 'lsn', lsn: lsnOf(0x3000000n), inclusive: true }),
     record: RECORD,
+    hasInPlaceTablespaces: false,
     ...more,
   };
 }
@@ -227,4 +228,11 @@ test('safePostgresqlConf() disables paths that lead out of the copy', () => {
   );
   assert.equal(disabled.length, 4);
   assert.deepEqual(safePostgresqlConf(safe).disabled, []);
+});
+
+test('recoverySettings() allows in-place tablespaces exactly where the copy has them', () => {
+  for (const hasInPlaceTablespaces of [true, false]) {
+    const settings = new Map(recoverySettings(configuration({ hasInPlaceTablespaces }), ''));
+    assert.equal(settings.get('allow_in_place_tablespaces'), hasInPlaceTablespaces ? 'on' : undefined);
+  }
 });

@@ -22,6 +22,8 @@ export interface RecoveryConfiguration {
   request: RecoveryRequest;
   stop: StopPoint;
   record: BackupRecord;
+  /** Tablespaces that are directories of `pg_tblspc`, not links. */
+  hasInPlaceTablespaces: boolean;
 }
 
 /** Settings that decide about a recovery: those of an earlier one must not meddle. */
@@ -90,6 +92,8 @@ export function recoverySettings(configuration: RecoveryConfiguration, existing:
     // Subscriptions of a copy would take the slots of the original's.
     ['max_logical_replication_workers', '0'],
   );
+  // Without it a recovery that finds them ends with PANIC (CheckTablespaceDirectory of PostgreSQL's xlogrecovery.c).
+  if (configuration.hasInPlaceTablespaces) settings.push(['allow_in_place_tablespaces', 'on']);
   settings.push(...standbyMinima(record, existing));
   const set = new Set(settings.map(([name]) => name));
   const present = readSettings(existing);

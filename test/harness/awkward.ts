@@ -148,7 +148,7 @@ function contentOf(relation: string): string {
 
 async function databases(cluster: TestCluster): Promise<string[]> {
   const rows = await cluster.sql<{ datname: string }>(
-    'SELECT datname FROM pg_database WHERE datallowconn ORDER BY 1',
+    'SELECT datname FROM pg_database WHERE datallowconn AND datconnlimit <> -2 ORDER BY 1',
   );
   return rows.map(({ datname }) => datname);
 }
