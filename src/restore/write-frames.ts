@@ -79,6 +79,7 @@ export async function writeFrames(options: WriteFramesOptions): Promise<number> 
   } finally {
     // They write to files that are closed when this returns.
     await Promise.all(inFlight);
+    await files.settle();
   }
   if (failure !== undefined) throw failure;
   return done;
@@ -163,10 +164,16 @@ interface OpenFile {
   users: number;
 }
 
+/** After so many bytes the disk is set to work, so that it does not stand idle until everything is synced at the end. */
+const FLUSH_BYTES = 64 * 1024 * 1024;
+
 /** Keeps the files written last open: neighbouring frames mostly belong to one file. */
 class OpenFiles implements Disposable {
   readonly #tree: DataTree;
   readonly #files = new Map<string, OpenFile>();
+  #unflushedBytes = 0;
+  #flushing: Promise<void> | undefined;
+  #flushFailure: unknown;
 
   constructor(tree: DataTree) {
     this.#tree = tree;
@@ -182,7 +189,29 @@ class OpenFiles implements Disposable {
     } finally {
       open.users -= 1;
     }
+    this.#unflushedBytes += content.length;
+    if (this.#unflushedBytes >= FLUSH_BYTES && this.#flushing === undefined) this.#flush(open);
     this.#closeOne();
+  }
+
+  /** Waits for the last flush. A file that could not be synced once is never trusted again. */
+  async settle(): Promise<void> {
+    await this.#flushing;
+    if (this.#flushFailure !== undefined) throw this.#flushFailure;
+  }
+
+  #flush(open: OpenFile): void {
+    this.#unflushedBytes = 0;
+    open.users += 1;
+    this.#flushing = open.file
+      .sync()
+      .catch((error: unknown) => {
+        this.#flushFailure ??= error;
+      })
+      .finally(() => {
+        open.users -= 1;
+        this.#flushing = undefined;
+      });
   }
 
   #closeOne(): void {
