@@ -18,4 +18,9 @@ export const notes: Partial<Record<GoalId, string>> = {
   'changed-bytes':
     'Random updates touch many blocks a little. Blocks of 8 KiB would store less (see the sweep), for maps of twice the ' +
     'size and more processor time in every backup.',
+  'restore-wall':
+    'One thread checks the hash of every block and writes most of them; after 20,000 transactions they lie scattered over ' +
+    'the frames of two backups. Every frame is decompressed into memory of its own, which the collector has to free again: ' +
+    'in user mode that and the hashing are most of what a restore costs, where pgBackRest runs two processes without a ' +
+    'collector. Workers that decompress, check and write for themselves, into memory they keep, would change that.',
 };
