@@ -1,5 +1,5 @@
 import { HoldfastError } from '../errors.ts';
-import type { SealKind } from '../seal/sealer.ts';
+import { sealKindOf } from '../seal/sealers.ts';
 import type { Storage } from '../storage/storage.ts';
 import { createBlake3, HashingPass } from '../stream/hash.ts';
 import type { Repository } from './repository.ts';
@@ -37,10 +37,6 @@ export async function putSealed(
   return { key: sealedKey, sizeBytes: pass.sizeBytes, hash: pass.hex() };
 }
 
-export function sealKindOfKey(key: string): SealKind {
-  return key.endsWith('.age') ? 'age' : key.endsWith('.gpg') ? 'gpg' : 'none';
-}
-
 /**
  * The plaintext of a whole object. Where the stored hash is known it is compared at the end: what was yielded before is
  * only good once the stream has ended without an error. Errors as `Opener.open` and the store's.
@@ -50,7 +46,7 @@ export async function* openSealed(
   object: { key: string; hash?: string },
   signal?: AbortSignal,
 ): AsyncGenerator<Buffer> {
-  const opener = await repository.opener(sealKindOfKey(object.key));
+  const opener = await repository.opener(sealKindOf(object.key));
   const pass = new HashingPass();
   yield* opener.open(pass.through(repository.storage.get(object.key, { ...(signal && { signal }) })));
   if (object.hash !== undefined && pass.hex() !== object.hash) {
@@ -70,7 +66,7 @@ export async function* openSealedRange(
   signal?: AbortSignal,
 ): AsyncGenerator<Buffer> {
   const { key, sizeBytes } = stored;
-  const opener = await repository.opener(sealKindOfKey(key));
+  const opener = await repository.opener(sealKindOf(key));
   const read = (at: number, bytes: number): AsyncIterable<Buffer> =>
     repository.storage.get(key, { range: { offset: at, length: bytes }, ...(signal && { signal }) });
   if (opener.openRange !== undefined) {

@@ -2,12 +2,13 @@ import { randomBytes } from 'node:crypto';
 
 import { HoldfastError } from '../errors.ts';
 import type { SealKind } from '../seal/sealer.ts';
+import { sealKindOf } from '../seal/sealers.ts';
 import { type WalFile, classifyWalFile } from '../postgres/wal-segment.ts';
 import { createBlake3, HashingPass } from '../stream/hash.ts';
 import { encodeClearObject, readClearObject } from './clear-object.ts';
 import { type ClusterIdentity, FORMAT_VERSION, walDataKey, walHeaderKey } from './layout.ts';
 import type { Repository } from './repository.ts';
-import { putSealed, sealKindOfKey, type StoredObject } from './sealed-object.ts';
+import { putSealed, type StoredObject } from './sealed-object.ts';
 import { decompressFrames, type WalFrame, type WalFrameSize } from './wal-frames.ts';
 
 /** Largest segment a cluster can have; every other WAL file is far smaller. */
@@ -286,7 +287,7 @@ function checkHeader(
   if (typeof stored.key !== 'string' || !stored.key.startsWith(place) || typeof stored.hash !== 'string') {
     throw damaged(key, 'the object it refers to is not its own');
   }
-  if (sealKindOfKey(stored.key) !== header.seal || !isSize(stored.sizeBytes, 2 * MAX_FILE_BYTES)) {
+  if (sealKindOf(stored.key) !== header.seal || !isSize(stored.sizeBytes, 2 * MAX_FILE_BYTES)) {
     throw damaged(key, 'the object it refers to is not described');
   }
   if (!Array.isArray(frames) || !frames.every(isFrameSize))

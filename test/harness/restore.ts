@@ -2,7 +2,6 @@
 import { chmod, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { fileURLToPath } from 'node:url';
 import { Client, type QueryResult } from 'pg';
 
 import { systemClock } from '../../src/clock.ts';
@@ -23,9 +22,8 @@ import { checkTarget } from '../../src/restore/target-directory.ts';
 import { readWalArchive } from '../../src/restore/wal-archive.ts';
 import { type BackupLab, fetchAllWal } from './backup.ts';
 import { type TestCluster, giveToServer, scratchDirectory } from './cluster.ts';
+import { reachableLauncher } from './launcher.ts';
 import type { WalRepository } from './wal-repository.ts';
-
-const PROGRAM = fileURLToPath(new URL('../../bin/holdfast', import.meta.url));
 
 /** One transaction of the oracle: it put the row `id` into the table. */
 export interface Commit {
@@ -118,7 +116,7 @@ export async function createRestoreBench(lab: BackupLab, wal: WalRepository): Pr
   const copyLauncher = join(scratch, 'copy');
   await writeFile(
     programLauncher,
-    `#!/bin/sh\nHOLDFAST_SOURCE=1 XDG_CACHE_HOME='${scratch}/cache' exec '${PROGRAM}' "$@"\n`,
+    `#!/bin/sh\nHOLDFAST_SOURCE=1 XDG_CACHE_HOME='${scratch}/cache' exec '${await reachableLauncher()}' "$@"\n`,
   );
   await writeFile(
     copyLauncher,

@@ -1,7 +1,6 @@
 import { mkdir, readdir, readFile, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
-import { fileURLToPath } from 'node:url';
 
 import type { ClusterIdentity } from '../../src/repository/layout.ts';
 import type { Repository } from '../../src/repository/repository.ts';
@@ -9,8 +8,8 @@ import { readWalHeader, readWholeWalFile } from '../../src/repository/wal-file.t
 import { createLocalStorage } from '../../src/storage/local.ts';
 import { openTestRepository } from '../wal-lab.ts';
 import { giveToServer, scratchDirectory, type TestCluster } from './cluster.ts';
+import { reachableLauncher } from './launcher.ts';
 
-const LAUNCHER = fileURLToPath(new URL('../../bin/holdfast', import.meta.url));
 const MAX_BYTES = 64 * 2 ** 20;
 
 /** A repository on this disk, with the configuration that servers of a test archive and restore with. */
@@ -47,7 +46,7 @@ state: ${directory}/state
   );
   await mkdir(join(directory, 'state'));
   await giveToServer(directory);
-  const program = `HOLDFAST_SOURCE=1 XDG_CACHE_HOME=${directory}/cache ${LAUNCHER}`;
+  const program = `HOLDFAST_SOURCE=1 XDG_CACHE_HOME=${directory}/cache '${await reachableLauncher()}'`;
   return {
     directory,
     root,

@@ -5,9 +5,6 @@ import { join } from 'node:path';
 import { after, before, test } from 'node:test';
 import { Client } from 'pg';
 
-import { exitStatus } from '../../src/cli/exit.ts';
-import { runProgram } from '../../src/cli/program.ts';
-import { HoldfastError } from '../../src/errors.ts';
 import { startInstance, stopInstance } from '../../src/postgres/instance.ts';
 import { encodeClearObject } from '../../src/repository/clear-object.ts';
 import { recordKey } from '../../src/repository/layout.ts';
@@ -16,6 +13,7 @@ import { createBackupLab, type BackupLab } from '../harness/backup.ts';
 import { freePort } from '../harness/free-port.ts';
 import { giveToServer, scratchDirectory } from '../harness/cluster.ts';
 import { type Commit, commitRows, createOracleTable, ORACLE_SETTINGS } from '../harness/restore.ts';
+import { reachableLauncher } from '../harness/launcher.ts';
 import { createWalRepository, type WalRepository } from '../harness/wal-repository.ts';
 
 let wal: WalRepository;
@@ -25,7 +23,20 @@ let config: string;
 let backup: BackupRecord;
 let commits: Commit[];
 
+/** The program whose launcher the servers' user can run: it writes the path of its own launcher into settings. */
+let program: {
+  runProgram: typeof import('../../src/cli/program.ts').runProgram;
+  exitStatus: typeof import('../../src/cli/exit.ts').exitStatus;
+  HoldfastError: typeof import('../../src/errors.ts').HoldfastError;
+};
+
 before(async () => {
+  const sources = join(await reachableLauncher(), '..', '..', 'src');
+  program = {
+    ...((await import(join(sources, 'cli', 'program.ts'))) as Pick<typeof program, 'runProgram'>),
+    ...((await import(join(sources, 'cli', 'exit.ts'))) as Pick<typeof program, 'exitStatus'>),
+    ...((await import(join(sources, 'errors.ts'))) as Pick<typeof program, 'HoldfastError'>),
+  };
   wal = await createWalRepository();
   lab = await createBackupLab({ segmentSizeMb: 1, repository: wal.repository, settings: ORACLE_SETTINGS });
   await createOracleTable(lab.cluster);
@@ -68,6 +79,7 @@ interface Ended {
 async function holdfast(...words: string[]): Promise<Ended> {
   let out = '';
   const sink = (write: (text: string) => void) => ({ write, isTerminal: false, columns: () => 80 });
+  const { runProgram, exitStatus, HoldfastError } = program;
   const ended = await runProgram(words.includes('--config') ? words : [...words, '--config', config], {
     stdout: sink((text) => {
       out += text;
