@@ -73,3 +73,21 @@ export function walHeaderKey(identity: ClusterIdentity, name: string): string {
 export function walDataKey(identity: ClusterIdentity, name: string, hash: string, attempt: string): string {
   return `${clusterPrefix(identity)}wal-data/${name.slice(0, 8)}/${walFolder(name)}/${name}-${hash.slice(0, 16)}-${attempt}.zst`;
 }
+
+/** Pieces of the segment that a timeline is writing now. */
+export function walTailPrefix(identity: ClusterIdentity): string {
+  return `${clusterPrefix(identity)}wal-tail/`;
+}
+
+export function walTailTimelinePrefix(identity: ClusterIdentity, timeline: string): string {
+  return `${walTailPrefix(identity)}${timeline}/`;
+}
+
+/** Everything stored of one segment's tail begins so. */
+export function walTailSegmentPrefix(identity: ClusterIdentity, segment: string): string {
+  return `${walTailTimelinePrefix(identity, segment.slice(0, 8))}${walFolder(segment)}/${segment}-`;
+}
+
+export function walGapPrefix(identity: ClusterIdentity): string {
+  return `${clusterPrefix(identity)}wal-gap/`;
+}

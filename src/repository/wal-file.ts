@@ -57,6 +57,12 @@ export interface WalFileToStore {
 export interface StoreWalOptions {
   host: string;
   now: () => Date;
+  /**
+   * Awaited between the data and the header that commits it: several files may be sent at once and still become visible
+   * in their order, so that a crash leaves no hole between them. Where it rejects, nothing is committed and its error is
+   * thrown.
+   */
+  commitAfter?: Promise<unknown>;
   signal?: AbortSignal;
 }
 
@@ -86,6 +92,7 @@ export async function storeWalFile(
   if (existing !== undefined) return confirmWalFile(repository, identity, file, existing, options);
 
   const header = await storeData(repository, identity, file, options);
+  await options.commitAfter;
   const { created } = await storage.put(walHeaderKey(identity, file.name), encodeHeader(header), {
     ifAbsent: true,
     ...(signal && { signal }),
