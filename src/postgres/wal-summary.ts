@@ -52,6 +52,8 @@ export interface WalSummaryOptions {
 /** Takes a segment in pieces, for segments that are not to be held in memory. */
 export interface WalSummarizer {
   push(bytes: Uint8Array): void;
+  /** Of what was pushed so far: the latest commit's time in microseconds since 1970, undefined where there was none. */
+  lastCommitTime(): bigint | undefined;
   finish(): WalSummary;
 }
 
@@ -78,6 +80,7 @@ export function createWalSummarizer(options: WalSummaryOptions): WalSummarizer {
       length += bytes.byteLength;
       for (const record of decoder.push(bytes)) seen.add(record);
     },
+    lastCommitTime: () => seen.lastCommitTime,
     finish() {
       const { end } = decoder;
       const summary: WalSummary = {
@@ -110,6 +113,10 @@ class Sightings {
   #switched = false;
   #minimal = false;
   readonly #restorePoints: WalSummary['restorePoints'] = [];
+
+  get lastCommitTime(): bigint | undefined {
+    return this.#lastTime;
+  }
 
   add(record: WalRecord): void {
     switch (record.kind) {

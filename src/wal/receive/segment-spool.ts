@@ -1,0 +1,143 @@
+import { constants } from 'node:fs';
+import { type FileHandle, mkdir, open, readdir, rm } from 'node:fs/promises';
+import { writeSync } from 'node:fs';
+import { join } from 'node:path';
+
+import { HoldfastError, errorText, systemErrorCode } from '../../errors.ts';
+import type { WalSegmentName } from '../../postgres/wal-segment.ts';
+import { classifyWalFile } from '../../postgres/wal-segment.ts';
+
+/** The local copy of one segment while it comes in. */
+export interface SpoolFile {
+  readonly name: WalSegmentName;
+  readonly path: string;
+  /** How many bytes were written. */
+  readonly sizeBytes: number;
+  /** Appends. Blocks the thread for as long as the page cache takes; throws `storage-full` where there is no room. */
+  append(bytes: Buffer): void;
+  /** Makes what was appended survive a crash of this machine. A failure is final for this file. */
+  sync(): Promise<void>;
+  read(from: number, to: number): Promise<Buffer>;
+  close(): Promise<void>;
+  /** Closes and removes it. */
+  discard(): Promise<void>;
+}
+
+/** Where a receiver keeps the segments that no repository has whole yet. */
+export interface SegmentSpool {
+  readonly directory: string;
+  /** Begins a segment anew; what was there under its name is gone. */
+  create(name: WalSegmentName): Promise<SpoolFile>;
+  /** What an earlier receiver left, in the order of names. */
+  leftOver(): Promise<{ name: WalSegmentName; path: string }[]>;
+  clear(): Promise<void>;
+}
+
+/** Opens the spool in a directory of the receiver's own (made, mode 0700, where it is missing). */
+export async function openSegmentSpool(directory: string): Promise<SegmentSpool> {
+  await mkdir(directory, { recursive: true, mode: 0o700 });
+  return {
+    directory,
+    create: async (name) => createFile(directory, name),
+    async leftOver() {
+      const names = (await readdir(directory)).sort();
+      return names.flatMap((name) => {
+        const file = classifyWalFile(name);
+        return file?.kind === 'segment' ? [{ name: file.name, path: join(directory, name) }] : [];
+      });
+    },
+    async clear() {
+      for (const name of await readdir(directory)) {
+        if (classifyWalFile(name) !== undefined) await rm(join(directory, name), { force: true });
+      }
+    },
+  };
+}
+
+async function createFile(directory: string, name: WalSegmentName): Promise<SpoolFile> {
+  const path = join(directory, name);
+  await rm(path, { force: true });
+  let handle: FileHandle | undefined = await open(
+    path,
+    constants.O_RDWR | constants.O_CREAT | constants.O_EXCL | constants.O_NOFOLLOW,
+    0o600,
+  );
+  let sizeBytes = 0;
+  let syncedBytes = 0;
+  const opened = (): FileHandle => {
+    if (handle === undefined) throw new HoldfastError('assertion', `${path} is closed`);
+    return handle;
+  };
+  const close = async (): Promise<void> => {
+    const closing = handle;
+    handle = undefined;
+    await closing?.close();
+  };
+  return {
+    name,
+    path,
+    get sizeBytes() {
+      return sizeBytes;
+    },
+    append(bytes) {
+      try {
+        for (let at = 0; at < bytes.length;) {
+          at += writeSync(opened().fd, bytes, at, bytes.length - at, sizeBytes + at);
+        }
+      } catch (error) {
+        throw spoolError(path, error);
+      }
+      sizeBytes += bytes.length;
+    },
+    async sync() {
+      if (syncedBytes === sizeBytes) return;
+      const reached = sizeBytes;
+      try {
+        await opened().datasync();
+        if (syncedBytes === 0) await syncDirectory(directory);
+      } catch (error) {
+        throw spoolError(path, error);
+      }
+      syncedBytes = reached;
+    },
+    async read(from, to) {
+      const buffer = Buffer.allocUnsafeSlow(to - from);
+      for (let filled = 0; filled < buffer.length;) {
+        const { bytesRead } = await opened().read(buffer, filled, buffer.length - filled, from + filled);
+        if (bytesRead === 0) throw new HoldfastError('assertion', `${path} ends before ${to}`);
+        filled += bytesRead;
+      }
+      return buffer;
+    },
+    close,
+    async discard() {
+      await close();
+      await rm(path, { force: true });
+    },
+  };
+}
+
+async function syncDirectory(directory: string): Promise<void> {
+  const handle = await open(directory, constants.O_RDONLY);
+  try {
+    await handle.sync();
+  } finally {
+    await handle.close();
+  }
+}
+
+function spoolError(path: string, error: unknown): HoldfastError {
+  if (error instanceof HoldfastError) return error;
+  const code = systemErrorCode(error);
+  const full = code === 'ENOSPC' || code === 'EDQUOT';
+  return new HoldfastError(
+    full ? 'storage-full' : 'storage-unavailable',
+    `cannot write ${path}: ${errorText(error)}`,
+    {
+      hint: full
+        ? 'free some space where the state directory lies; the server keeps the WAL until then'
+        : 'check the disk the state directory lies on',
+      cause: error,
+    },
+  );
+}
