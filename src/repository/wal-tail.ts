@@ -117,6 +117,8 @@ export async function storeTail(
 export interface ListTailsOptions {
   timeline?: TimelineId;
   segment?: WalSegmentName;
+  /** Only tails of this segment and of those behind it. */
+  from?: WalSegmentName;
   signal?: AbortSignal;
 }
 
@@ -126,14 +128,19 @@ export async function* listTails(
   identity: ClusterIdentity,
   options: ListTailsOptions = {},
 ): AsyncGenerator<WalTail> {
-  const { timeline, segment, signal } = options;
+  const { timeline, segment, from, signal } = options;
+  const after = from === undefined ? undefined : walTailSegmentPrefix(identity, from);
   const prefix =
     segment !== undefined
       ? walTailSegmentPrefix(identity, segment)
       : timeline !== undefined
         ? walTailTimelinePrefix(identity, formatTimeline(timeline))
         : walTailPrefix(identity);
-  for await (const { key, sizeBytes } of repository.storage.list(prefix, { ...(signal && { signal }) })) {
+  const listing = repository.storage.list(prefix, {
+    ...(after !== undefined && { after }),
+    ...(signal && { signal }),
+  });
+  for await (const { key, sizeBytes } of listing) {
     const tail = tailOfKey(identity, key, sizeBytes);
     if (tail !== undefined) yield tail;
   }
@@ -167,6 +174,22 @@ export function chainTails(tails: readonly WalTail[]): WalTailChain | undefined 
     storedBytes: chosen.reduce((sum, tail) => sum + tail.storedBytes, 0),
     tails: chosen,
   };
+}
+
+/** Puts tails that are listed in order together, segment by segment. Holds those of one segment. */
+export async function* tailsBySegment(
+  tails: AsyncIterable<WalTail>,
+): AsyncGenerator<[WalTail, ...WalTail[]]> {
+  let group: [WalTail, ...WalTail[]] | undefined;
+  for await (const tail of tails) {
+    if (group?.[0].segment === tail.segment) {
+      group.push(tail);
+      continue;
+    }
+    if (group !== undefined) yield group;
+    group = [tail];
+  }
+  if (group !== undefined) yield group;
 }
 
 /** The chain of one segment, from a listing made now. */
@@ -213,7 +236,11 @@ export function planTailStart(tails: readonly { from: number; to: number }[], en
   return from;
 }
 
-async function readTail(repository: Repository, tail: WalTail, signal?: AbortSignal): Promise<Buffer> {
+/**
+ * The plain bytes of one tail, verified against the hash in its key. Throws `object-missing`, `object-damaged`, the
+ * opener's errors and the store's.
+ */
+export async function readTail(repository: Repository, tail: WalTail, signal?: AbortSignal): Promise<Buffer> {
   const opener = await repository.opener(sealKindOf(tail.key));
   const sealed = repository.storage.get(tail.key, { ...(signal && { signal }) });
   const frame = await collect(opener.open(sealed), 2 * TAIL_MAX_BYTES, tail.key);

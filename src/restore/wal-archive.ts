@@ -1,16 +1,23 @@
 import { HoldfastError, errorText } from '../errors.ts';
-import { type Lsn } from '../postgres/lsn.ts';
+import { type Lsn, lsnOf } from '../postgres/lsn.ts';
 import {
   type TimelineHistory,
   type TimelineId,
   historyFileName,
   parseTimelineHistory,
 } from '../postgres/timeline.ts';
-import { walSegmentName, parseWalSegmentName, segmentStart } from '../postgres/wal-segment.ts';
+import {
+  type WalSegmentName,
+  parseWalSegmentName,
+  segmentStart,
+  walSegmentName,
+} from '../postgres/wal-segment.ts';
 import type { ClusterIdentity } from '../repository/layout.ts';
 import type { Repository } from '../repository/repository.ts';
 import { type WalHeader, readWalFile, readWalHeader, readWholeWalFile } from '../repository/wal-file.ts';
-import { type WalEntry, listWal, walCoverage } from '../repository/wal-listing.ts';
+import { type ListWalOptions, type WalEntry, listWal, walCoverage } from '../repository/wal-listing.ts';
+import type { WalTailChain } from '../repository/wal-tail.ts';
+import { listArchivedTails, readArchivedTail } from './archived-tails.ts';
 import type { SegmentRange } from './coverage.ts';
 import { type TimelineTree, timelineTree } from './timelines.ts';
 
@@ -19,7 +26,7 @@ export interface SegmentFacts {
   name: string;
   sizeBytes: number;
   storedBytes: number;
-  /** As its writer summed it up. */
+  /** As its writer summed it up; undefined also for tails. */
   wal: Readonly<Record<string, unknown>> | undefined;
 }
 
@@ -37,17 +44,23 @@ export interface WalArchive {
   readonly tree: TimelineTree;
   /** What could not be read and was left out. */
   readonly problems: readonly string[];
+  /** The whole segments: those that have a header. */
   ranges(timeline: TimelineId): readonly SegmentRange[];
+  /**
+   * What is stored of segments that have no header, in their order: usually of the last segment of a timeline only.
+   * `end` is an offset in the segment; a chain may reach to its end.
+   */
+  tails(timeline: TimelineId): readonly WalTailChain[];
   /** Names of partial segments, which recovery does not use. */
   readonly partials: readonly string[];
   /**
-   * Looks at a listed segment: its header, and whether its data is there in full length. A segment that cannot be used
-   * is described, not thrown; a store that fails throws.
+   * Looks at a listed segment: its header, and whether its data is there in full length; or at the tails there are of it,
+   * as they were listed. A segment that cannot be used is described, not thrown; a store that fails throws.
    */
   examine(timeline: TimelineId, segment: bigint): Promise<SegmentFacts | UnusableSegment>;
-  /** The bytes of a segment, proven only when the stream has ended. */
+  /** The bytes of a segment, or of its tails up to their end, proven only when the stream has ended. */
   open(timeline: TimelineId, segment: bigint): AsyncGenerator<Buffer>;
-  /** Takes a segment out of `ranges`: it turned out to be unusable. */
+  /** Takes a segment out of `ranges` and `tails`: it turned out to be unusable. */
   exclude(timeline: TimelineId, segment: bigint): void;
 }
 
@@ -62,29 +75,43 @@ export async function readWalArchive(
   signal?: AbortSignal,
 ): Promise<WalArchive> {
   const timelines = new Set<TimelineId>(known);
-  const historyNames: WalEntry[] = [];
-  const partials: string[] = [];
+  const historyNames = new Map<string, TimelineId>();
+  const partials = new Set<string>();
   const segments = new Map<TimelineId, SegmentRange[]>();
   const problems: string[] = [];
 
-  async function* noted(): AsyncGenerator<WalEntry> {
-    for await (const entry of listWal(repository, identity, { ...(signal && { signal }) })) {
-      if (entry.kind === 'history') historyNames.push(entry);
-      else if (entry.kind === 'partial') partials.push(entry.name);
+  async function* noted(options: ListWalOptions): AsyncGenerator<WalEntry> {
+    for await (const entry of listWal(repository, identity, { ...options, ...(signal && { signal }) })) {
+      if (entry.kind === 'history') historyNames.set(entry.name, entry.timeline);
+      else if (entry.kind === 'partial') partials.add(entry.name);
       if (entry.kind !== 'backup-label') timelines.add(entry.timeline);
       yield entry;
     }
   }
-  for await (const range of walCoverage(noted(), segmentSize)) {
-    const list = segments.get(range.timeline) ?? [];
-    list.push({
-      first: parseWalSegmentName(range.first, segmentSize).segmentNumber,
-      last: parseWalSegmentName(range.last, segmentSize).segmentNumber,
-    });
-    segments.set(range.timeline, list);
+  const note = async (options: ListWalOptions = {}): Promise<void> => {
+    for await (const range of walCoverage(noted(options), segmentSize)) {
+      const first = parseWalSegmentName(range.first, segmentSize).segmentNumber;
+      const last = parseWalSegmentName(range.last, segmentSize).segmentNumber;
+      segments.set(range.timeline, withRange(segments.get(range.timeline) ?? [], { first, last }));
+    }
+  };
+  await note();
+  const hasHeader = (name: WalSegmentName): boolean => {
+    const { timeline, segmentNumber } = parseWalSegmentName(name, segmentSize);
+    return isIn(segments.get(timeline) ?? [], segmentNumber);
+  };
+  const tails = await listArchivedTails(repository, identity, segmentSize, hasHeader, signal);
+  for (const timeline of tails.keys()) timelines.add(timeline);
+  // What was a tail may have become a segment, and others may have followed it, between the one listing and the other.
+  for (const timeline of timelines) {
+    const last = segments.get(timeline)?.at(-1)?.last;
+    const from = last === undefined ? undefined : walSegmentName(timeline, last, segmentSize);
+    await note({ timeline, ...(from !== undefined && { from }) });
+    const open = (tails.get(timeline) ?? []).filter(({ segment }) => !hasHeader(segment));
+    tails.set(timeline, open);
   }
   const histories: TimelineHistory[] = [];
-  for (const { timeline } of historyNames) {
+  for (const timeline of historyNames.values()) {
     const history = await readHistory(repository, identity, timeline, signal);
     if (typeof history === 'string') problems.push(history);
     else histories.push(history);
@@ -93,16 +120,23 @@ export async function readWalArchive(
   const examined = new Map<string, Promise<SegmentFacts | UnusableSegment>>();
   const nameOf = (timeline: TimelineId, segment: bigint): string =>
     walSegmentName(timeline, segment, segmentSize);
+  const tailOf = (timeline: TimelineId, segment: bigint): WalTailChain | undefined =>
+    tails.get(timeline)?.find((chain) => chain.segment === nameOf(timeline, segment));
   return {
     repository,
     identity,
     segmentSize,
     tree: timelineTree(histories, timelines),
     problems,
-    partials,
+    partials: [...partials],
     ranges: (timeline) => segments.get(timeline) ?? [],
+    tails: (timeline) => tails.get(timeline) ?? [],
     examine: async (timeline, segment) => {
       const name = nameOf(timeline, segment);
+      const chain = tailOf(timeline, segment);
+      if (chain !== undefined) {
+        return { name, sizeBytes: chain.end, storedBytes: chain.storedBytes, wal: undefined };
+      }
       let facts = examined.get(name);
       if (facts === undefined) {
         facts = examineSegment(repository, identity, name, signal);
@@ -110,21 +144,54 @@ export async function readWalArchive(
       }
       return await facts;
     },
-    open: (timeline, segment) => openSegment(repository, identity, nameOf(timeline, segment), signal),
+    open: (timeline, segment) => {
+      const chain = tailOf(timeline, segment);
+      return chain === undefined
+        ? openSegment(repository, identity, nameOf(timeline, segment), signal)
+        : readArchivedTail(repository, identity, chain, signal);
+    },
     exclude: (timeline, segment) => {
       segments.set(timeline, withoutSegment(segments.get(timeline) ?? [], segment));
+      const chain = tailOf(timeline, segment);
+      tails.set(
+        timeline,
+        (tails.get(timeline) ?? []).filter((one) => one !== chain),
+      );
     },
   };
 }
 
-/** The end of the last segment the listing has of a timeline. */
+/** The end of what the listing has of a timeline. */
 export function listedEnd(archive: WalArchive, timeline: TimelineId): Lsn | undefined {
   const last = archive.ranges(timeline).at(-1);
-  return last && segmentStart(last.last + 1n, archive.segmentSize);
+  const whole = last && segmentStart(last.last + 1n, archive.segmentSize);
+  const tail = archive.tails(timeline).at(-1);
+  const end = tail && tailEnd(tail, archive.segmentSize);
+  return end === undefined || (whole !== undefined && whole > end) ? whole : end;
+}
+
+/** Where a chain of tails ends. */
+export function tailEnd({ segment, end }: WalTailChain, segmentSize: number): Lsn {
+  const { segmentNumber } = parseWalSegmentName(segment, segmentSize);
+  return lsnOf(segmentStart(segmentNumber, segmentSize) + BigInt(end));
 }
 
 export function isUnusable(facts: SegmentFacts | UnusableSegment): facts is UnusableSegment {
   return 'reason' in facts;
+}
+
+function isIn(ranges: readonly SegmentRange[], segment: bigint): boolean {
+  return ranges.some(({ first, last }) => first <= segment && segment <= last);
+}
+
+/** Adds a range that begins in or behind the last one. */
+function withRange(ranges: readonly SegmentRange[], range: SegmentRange): SegmentRange[] {
+  const last = ranges.at(-1);
+  if (last === undefined || range.first > last.last + 1n) return [...ranges, range];
+  return [
+    ...ranges.slice(0, -1),
+    { first: last.first, last: range.last > last.last ? range.last : last.last },
+  ];
 }
 
 function withoutSegment(ranges: readonly SegmentRange[], segment: bigint): SegmentRange[] {
