@@ -4,6 +4,7 @@ import { join } from 'node:path';
 import { test } from 'node:test';
 
 import { HoldfastError } from '../errors.ts';
+import { createBlake3 } from '../stream/hash.ts';
 import { parseLsn } from '../postgres/lsn.ts';
 import { parseSystemIdentifier } from '../postgres/system-identifier.ts';
 import { walHeaderKey } from '../repository/layout.ts';
@@ -105,7 +106,15 @@ test('fetchWal() delivers what was pushed, byte for byte, readable by its owner 
   await using archive = await createArchive();
   const { name, bytes } = await archive.push({ segment: 1 });
   const result = await archive.fetch(name);
-  assert.deepEqual(result, { kind: 'delivered', repository: 'local', sizeBytes: bytes.length, warnings: [] });
+  const hash = createBlake3();
+  hash.update(bytes);
+  assert.deepEqual(result, {
+    kind: 'delivered',
+    repository: 'local',
+    sizeBytes: bytes.length,
+    hash: hash.hex(),
+    warnings: [],
+  });
   assert.deepEqual(await archive.delivered(), bytes);
   assert.equal((await stat(archive.destination)).mode & 0o777, 0o600);
 });

@@ -34,7 +34,14 @@ export interface FetchOptions {
 }
 
 export type FetchResult =
-  | { kind: 'delivered'; repository: string; sizeBytes: number; warnings: HoldfastError[] }
+  | {
+      kind: 'delivered';
+      repository: string;
+      sizeBytes: number;
+      /** Of its content, as its header says; left out for what has none, because it will still grow. */
+      hash?: string;
+      warnings: HoldfastError[];
+    }
   | { kind: 'absent'; reason: string; warnings: HoldfastError[] }
   | { kind: 'failed'; error: Error; warnings: HoldfastError[] };
 
@@ -69,7 +76,7 @@ export async function fetchWal(options: FetchOptions): Promise<FetchResult> {
 
 /** What one repository has to say. */
 type Answer =
-  | { kind: 'delivered'; repository: string; sizeBytes: number }
+  | { kind: 'delivered'; repository: string; sizeBytes: number; hash?: string }
   | { kind: 'absent'; reason: string }
   | { kind: 'hole'; error: HoldfastError }
   /** It holds nothing of this cluster. */
@@ -120,7 +127,8 @@ async function ask(repository: Repository, file: WalFile, options: FetchOptions)
 
 async function deliver(repository: Repository, header: WalHeader, options: FetchOptions): Promise<Answer> {
   await placeFile(options.destination, checked(readWalFile(repository, header, options.signal), header));
-  return { kind: 'delivered', repository: repository.name, sizeBytes: header.sizeBytes };
+  const { sizeBytes, hash } = header;
+  return { kind: 'delivered', repository: repository.name, sizeBytes, hash };
 }
 
 /** The hashes prove that the bytes are those its header names; this, that they are what the name says. */
@@ -172,7 +180,7 @@ function decide(file: WalFile, answers: readonly Answer[], options: FetchOptions
   }
   const last = answers.at(-1);
   if (last?.kind === 'delivered') {
-    return { kind: 'delivered', repository: last.repository, sizeBytes: last.sizeBytes, warnings };
+    return { ...last, warnings };
   }
   const errors = answers.flatMap((answer) => (answer.kind === 'error' ? [answer.error] : []));
   // One repository that may have it and can be reached again is worth waiting for, whatever the others say.
