@@ -18,14 +18,24 @@ export interface CopySink {
 
 export interface QueryHandlers {
   row?(row: WireRow): void;
-  /** A result set, or the COPY, is complete. */
-  done?(): void;
+  /** A command's result set, or the COPY, is complete. */
+  done?(what: 'command' | 'copy'): void;
+  /** Takes what the server sends in a COPY. */
   copy?: CopySink;
+  /** A COPY in both directions began: from now on `sendCopyData` works. Where this is missing, none may begin. */
+  copyBoth?(): void;
   notice?(message: string): void;
+  /** Instead of the connection's: the longest silence of the server before it is taken for gone. */
+  stallMs?: number;
+  /** Half of that passed in silence; called once for each silence. */
+  quiet?(): void;
 }
 
 /** Error, notice and row messages are kept whole; a COPY never is. Timeline histories are the largest of them. */
 const LONGEST_MESSAGE = 16 * 1024 * 1024;
+
+/** What may wait in this process for a server that does not read. */
+const MOST_UNSENT = 64 * 1024;
 
 const TYPE = {
   copyData: 0x64,
@@ -57,6 +67,9 @@ export class ReplicationWire {
   readonly #waiting: Buffer[] = [];
   #busy = false;
   #lastHeard = performance.now();
+  #wasQuiet = false;
+  /** The server takes CopyData from us. */
+  #canSend = false;
 
   // The message being read: its type, what of its body is still to come, and its kept part.
   readonly #head = Buffer.alloc(5);
@@ -74,7 +87,7 @@ export class ReplicationWire {
     // The client that authenticated must not see what comes from here on.
     socket.removeAllListeners('data');
     socket.on('data', (chunk: Buffer) => {
-      this.#lastHeard = performance.now();
+      this.#heard();
       // What comes although we paused must outlive this event.
       this.#waiting.push(this.#busy ? Buffer.from(chunk) : chunk);
       this.#drain();
@@ -98,17 +111,36 @@ export class ReplicationWire {
     if (this.#query !== undefined)
       throw new HoldfastError('assertion', 'a replication command is running already');
     this.#complaint = undefined;
-    const stalled = this.#watch();
+    this.#canSend = false;
+    const stalled = this.#watch(handlers.stallMs ?? this.#stallMs);
     try {
       await new Promise<void>((resolve, reject) => {
         this.#query = { what, handlers, resolve, reject };
-        this.#lastHeard = performance.now();
-        this.#socket.write(message('Q', `${text}\0`));
+        this.#heard();
+        this.#socket.write(message('Q', Buffer.from(`${text}\0`)));
       });
     } finally {
       clearInterval(stalled);
       this.#query = undefined;
+      this.#canSend = false;
     }
+  }
+
+  /**
+   * Sends a message into a COPY in both directions, also while a sink makes the reading side wait. False where it was
+   * not sent: outside of such a COPY, and where the server has not taken what was sent before.
+   */
+  sendCopyData(body: Buffer): boolean {
+    if (!this.#canSend || this.#socket.destroyed || this.#socket.writableLength > MOST_UNSENT) return false;
+    this.#socket.write(message('d', body));
+    return true;
+  }
+
+  /** Ends our side of a COPY in both directions; the server ends its own in answer. */
+  endCopy(): void {
+    if (!this.#canSend) return;
+    this.#canSend = false;
+    if (!this.#socket.destroyed) this.#socket.write(message('c', Buffer.alloc(0)));
   }
 
   /** Breaks the connection; a running query rejects with `reason`. */
@@ -126,28 +158,37 @@ export class ReplicationWire {
         clearTimeout(forced);
         resolve();
       });
-      this.#socket.end(message('X', ''));
+      this.#socket.end(message('X', Buffer.alloc(0)));
       this.#socket.resume();
     });
   }
 
+  #heard(): void {
+    this.#lastHeard = performance.now();
+    this.#wasQuiet = false;
+  }
+
   /** A server that sends nothing for too long while we are ready to read is taken for gone. */
-  #watch(): NodeJS.Timeout | undefined {
-    if (this.#stallMs === 0) return undefined;
-    return setInterval(
-      () => {
-        if (this.#busy) {
-          this.#lastHeard = performance.now();
-        } else if (performance.now() - this.#lastHeard > this.#stallMs) {
-          this.#fail(
-            new HoldfastError('connection-lost', `${this.#server} sent nothing for ${this.#stallMs} ms`, {
-              hint: 'look at the server, and at firewalls that forget idle connections',
-            }),
-          );
-        }
-      },
-      Math.min(this.#stallMs, 1000),
-    ).unref();
+  #watch(stallMs: number): NodeJS.Timeout | undefined {
+    if (stallMs === 0) return undefined;
+    const look = (): void => {
+      if (this.#busy) {
+        this.#heard();
+        return;
+      }
+      const silent = performance.now() - this.#lastHeard;
+      if (silent > stallMs) {
+        this.#fail(
+          new HoldfastError('connection-lost', `${this.#server} sent nothing for ${stallMs} ms`, {
+            hint: 'look at the server, and at firewalls that forget idle connections',
+          }),
+        );
+      } else if (silent > stallMs / 2 && !this.#wasQuiet) {
+        this.#wasQuiet = true;
+        this.#query?.handlers.quiet?.();
+      }
+    };
+    return setInterval(look, Math.min(stallMs / 4, 1000)).unref();
   }
 
   #fail(error: HoldfastError): void {
@@ -271,13 +312,17 @@ export class ReplicationWire {
         query?.handlers.row?.(parseRow(body));
         break;
       case TYPE.commandComplete:
+        query?.handlers.done?.('command');
+        break;
       case TYPE.copyDone:
-        query?.handlers.done?.();
+        this.endCopy();
+        query?.handlers.done?.('copy');
         break;
       case TYPE.notice:
         query?.handlers.notice?.(parseReport(body).message);
         break;
       case TYPE.error:
+        this.#canSend = false;
         this.#complaint ??= serverError(`${query?.what ?? 'session'} on ${this.#server}`, parseReport(body));
         break;
       case TYPE.ready:
@@ -285,7 +330,10 @@ export class ReplicationWire {
         else query?.reject(this.#complaint);
         break;
       case TYPE.copyBoth:
-        throw this.#nonsense('a stream in both directions');
+        if (query?.handlers.copyBoth === undefined) throw this.#nonsense('a stream in both directions');
+        this.#canSend = true;
+        query.handlers.copyBoth();
+        break;
       default:
         // RowDescription, CopyOutResponse, ParameterStatus and the like carry nothing that is needed.
         break;
@@ -300,11 +348,11 @@ export class ReplicationWire {
   }
 }
 
-function message(type: string, body: string): Buffer {
-  const bytes = Buffer.alloc(5 + Buffer.byteLength(body));
+function message(type: string, body: Buffer): Buffer {
+  const bytes = Buffer.allocUnsafe(5 + body.length);
   bytes.write(type, 0, 'latin1');
   bytes.writeUInt32BE(bytes.length - 1, 1);
-  bytes.write(body, 5);
+  body.copy(bytes, 5);
   return bytes;
 }
 

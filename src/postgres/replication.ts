@@ -7,6 +7,9 @@ import { type Lsn, formatLsn, parseLsn } from './lsn.ts';
 import { type QueryHandlers, ReplicationWire, type WireRow } from './replication-wire.ts';
 import { type SystemIdentifier, parseSystemIdentifier } from './system-identifier.ts';
 import { type TimelineHistory, type TimelineId, parseTimelineHistory, timelineOf } from './timeline.ts';
+import type { WalStreamEnd, WalStreamSink } from './wal-stream.ts';
+import { explainRefusal, findRefusal } from './wal-stream-refusal.ts';
+import { type WalStreamOptions, runWalStream, slotIdentifier } from './wal-streaming.ts';
 
 export interface ReplicationOptions extends Omit<ConnectOptions, 'statementTimeoutMs'> {
   /**
@@ -21,6 +24,13 @@ export interface ServerSystem {
   timeline: TimelineId;
   /** Flushed on a primary, replayed on a standby. */
   position: Lsn;
+}
+
+export interface PhysicalSlot {
+  /** The oldest WAL the server keeps for it; undefined where it reserves none (any more). */
+  restartLsn: Lsn | undefined;
+  /** The timeline of that WAL. */
+  restartTimeline: TimelineId | undefined;
 }
 
 export interface BaseBackupOptions {
@@ -57,6 +67,26 @@ export interface ReplicationConnection extends AsyncDisposable {
    * `stopTimeline`. After any rejection of a running backup the connection is of no more use.
    */
   baseBackup(options: BaseBackupOptions, sink: BaseBackupSink): Promise<BaseBackupEnd>;
+  /**
+   * Creates a permanent slot that keeps WAL from the last checkpoint's redo position on. `server-error` with
+   * `context.sqlState` 42710 where the name is taken, 53400 where no slot is free.
+   */
+  createPhysicalSlot(name: string): Promise<void>;
+  /** undefined where there is none; `server-error` for a logical one. */
+  readSlot(name: string): Promise<PhysicalSlot | undefined>;
+  /** The server no longer keeps WAL for it. `server-error` with `context.sqlState` 42704 (none) or 55006 (in use). */
+  dropSlot(name: string): Promise<void>;
+  /**
+   * Streams WAL of one timeline from `start` on, for as long as it goes on or until `stop()` (PostgreSQL manual,
+   * "Streaming Replication Protocol", START_REPLICATION). Where there is nothing to stream because the timeline ended at
+   * `start`, it resolves without calling the sink. Afterwards the connection can be used again.
+   *
+   * Rejects with what the sink throws; `cancelled`; `connection-lost`, also when the server shuts down; `object-damaged`
+   * for a stream with a hole; and `privilege-missing` or `server-error` with the server's words, `context.sqlState` and,
+   * where it is known why it refuses, `context.refusal` (see `walStreamRefusal`). The connection then is of no more use,
+   * except after errors of the server.
+   */
+  streamWal(options: WalStreamOptions, sink: WalStreamSink): Promise<WalStreamEnd>;
   close(): Promise<void>;
 }
 
@@ -96,7 +126,7 @@ export async function connectReplication(
     signal?.removeEventListener('abort', onAbort);
     await wire.close();
   };
-  return {
+  const connection: ReplicationConnection = {
     server,
     async identifySystem() {
       const [row] = await rows('IDENTIFY_SYSTEM', 'IDENTIFY_SYSTEM');
@@ -141,9 +171,35 @@ export async function connectReplication(
       }
       return reader.end();
     },
+    async createPhysicalSlot(name) {
+      await rows(
+        'CREATE_REPLICATION_SLOT',
+        `CREATE_REPLICATION_SLOT ${slotIdentifier(name)} PHYSICAL (RESERVE_WAL)`,
+      );
+    },
+    async readSlot(name) {
+      const [row] = await rows('READ_REPLICATION_SLOT', `READ_REPLICATION_SLOT ${slotIdentifier(name)}`);
+      const [type, restartLsn, timeline] = row ?? [];
+      if (type === undefined) return undefined;
+      return {
+        restartLsn: restartLsn === undefined ? undefined : parseLsn(restartLsn),
+        restartTimeline: timeline === undefined ? undefined : timelineOf(Number(timeline)),
+      };
+    },
+    async dropSlot(name) {
+      await rows('DROP_REPLICATION_SLOT', `DROP_REPLICATION_SLOT ${slotIdentifier(name)}`);
+    },
+    async streamWal(streamOptions, sink) {
+      try {
+        return await runWalStream(wire, server, streamOptions, sink);
+      } catch (error) {
+        throw explainRefusal(error, await findRefusal(error, streamOptions, connection));
+      }
+    },
     close,
     [Symbol.asyncDispose]: close,
   };
+  return connection;
 }
 
 function baseBackupCommand(options: BaseBackupOptions): string {
