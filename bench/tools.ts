@@ -28,6 +28,14 @@ export interface Holdfast extends Tool {
   command(...words: string[]): Promise<Measured>;
 }
 
+/** What makes pgBackRest archive in the background, several segments ahead of the archiver. */
+export const PGBACKREST_ASYNC = { 'archive-async': 'y' };
+/** What makes pgBackRest encrypt its repository. */
+export const PGBACKREST_CIPHER = {
+  'repo1-cipher-type': 'aes-256-cbc',
+  'repo1-cipher-pass': 'a passphrase for benchmarks only',
+};
+
 /** Holdfast on a repository `name` below the scratch directory, with nothing but defaults. */
 export async function holdfastTool(lab: Lab, server: LabServer, name: string): Promise<Holdfast> {
   const configFile = join(lab.scratch, `${name}.yaml`);
@@ -91,8 +99,13 @@ export async function holdfastTool(lab: Lab, server: LabServer, name: string): P
   };
 }
 
-/** pgBackRest with two processes and zstd level 3; everything else as it comes. */
-export async function pgbackrestTool(lab: Lab, server: LabServer, name: string): Promise<Tool> {
+/** pgBackRest with two processes and zstd level 3; everything else as it comes, or as `more` says. */
+export async function pgbackrestTool(
+  lab: Lab,
+  server: LabServer,
+  name: string,
+  more: Readonly<Record<string, string>> = {},
+): Promise<Tool> {
   const repository = join(lab.scratch, name);
   const configFile = join(lab.scratch, `${name}.conf`);
   const settings = {
@@ -106,6 +119,7 @@ export async function pgbackrestTool(lab: Lab, server: LabServer, name: string):
     'compress-level': '3',
     'process-max': '2',
     'start-fast': 'y',
+    ...more,
   };
   const cluster = {
     'pg1-path': server.dataDirectory,
