@@ -1,14 +1,15 @@
 import { setTimeout as sleep } from 'node:timers/promises';
 
 import { HoldfastError, errorText } from '../errors.ts';
-import type { Lsn } from '../postgres/lsn.ts';
+import { type Lsn, lsnOf } from '../postgres/lsn.ts';
 import { checkWalSegment } from '../postgres/wal-page.ts';
-import { classifyWalFile, type WalFile } from '../postgres/wal-segment.ts';
+import { classifyWalFile, parseWalSegmentName, segmentStart, type WalFile } from '../postgres/wal-segment.ts';
 import { parseSystemIdentifier, type SystemIdentifier } from '../postgres/system-identifier.ts';
 import { listHistories, namesOf } from '../repository/choose-cluster.ts';
 import type { ClusterIdentity } from '../repository/layout.ts';
 import type { Repository } from '../repository/repository.ts';
 import { readWalFile, readWalHeader, type WalHeader } from '../repository/wal-file.ts';
+import { deliverTail, type FoundTail } from './deliver-tail.ts';
 import { placeFile } from './place-file.ts';
 import { proveAbsence } from './prove-absence.ts';
 
@@ -40,6 +41,8 @@ export type FetchResult =
       sizeBytes: number;
       /** Of its content, as its header says; left out for what has none, because it will still grow. */
       hash?: string;
+      /** Set for a segment that is not complete: up to here it is stored, behind it are zeros. */
+      storedUpTo?: Lsn;
       warnings: HoldfastError[];
     }
   | { kind: 'absent'; reason: string; warnings: HoldfastError[] }
@@ -48,12 +51,16 @@ export type FetchResult =
 const DEFAULT_FIRST_PAUSE_MS = 200;
 const MAX_PAUSE_MS = 5000;
 
+/** How often what changes while it is read is looked for anew, before that counts as a failure of the store. */
+const MAX_LOOKS = 5;
+
 /**
  * Hands one WAL file to recovery. `delivered`: it is at the destination, whole, and every byte was compared with what was
- * once archived; the destination is touched only then. `absent`: the repositories prove that there is none (see
- * `proveAbsence`); a repository that holds nothing at all of the cluster proves nothing. Everything else is `failed`:
- * recovery must stop. A copy that is missing or damaged in one repository is taken from the next, with a warning.
- * Throws only when `signal` is aborted.
+ * once archived; the destination is touched only then. A segment that is not complete is delivered as far as it is stored,
+ * padded with zeros, where that reaches `until`, or where every repository proves that nothing follows (see
+ * `proveAbsence`; then the longest is taken). `absent`: the repositories prove that there is none; a repository that holds
+ * nothing at all of the cluster proves nothing. Everything else is `failed`: recovery must stop. A copy that is missing or
+ * damaged in one repository is taken from the next, with a warning. Throws only when `signal` is aborted.
  */
 export async function fetchWal(options: FetchOptions): Promise<FetchResult> {
   const file = classifyWalFile(options.name);
@@ -64,7 +71,7 @@ export async function fetchWal(options: FetchOptions): Promise<FetchResult> {
   const giveUpAt = performance.now() + options.deadlineMs;
   let pauseMs = options.firstPauseMs ?? DEFAULT_FIRST_PAUSE_MS;
   for (;;) {
-    const result = decide(file, await askAll(file, options), options);
+    const result = decide(file, await answersOf(file, options), options);
     options.signal?.throwIfAborted();
     const isTransient =
       result.kind === 'failed' && result.error instanceof HoldfastError && result.error.retryable;
@@ -74,61 +81,134 @@ export async function fetchWal(options: FetchOptions): Promise<FetchResult> {
   }
 }
 
+interface Delivered {
+  kind: 'delivered';
+  repository: string;
+  sizeBytes: number;
+  hash?: string;
+  storedUpTo?: Lsn;
+  warnings: HoldfastError[];
+}
+
 /** What one repository has to say. */
 type Answer =
-  | { kind: 'delivered'; repository: string; sizeBytes: number; hash?: string }
+  | Delivered
   | { kind: 'absent'; reason: string }
+  /** Of this segment, the last of its timeline as far as it knows, it has only the beginning. */
+  | { kind: 'tail'; tail: FoundTail }
   | { kind: 'hole'; error: HoldfastError }
   /** It holds nothing of this cluster. */
   | { kind: 'unknown' }
   | { kind: 'error'; error: Error };
 
-async function askAll(file: WalFile, options: FetchOptions): Promise<Answer[]> {
+async function answersOf(file: WalFile, options: FetchOptions): Promise<Answer[]> {
+  for (let looks = 0; looks < MAX_LOOKS; looks += 1) {
+    const answers = await askAll(file, options);
+    const tails = answers.flatMap((answer) => (answer.kind === 'tail' ? [answer.tail] : []));
+    const [first, ...others] = tails;
+    const isEnd = answers.every(({ kind }) => kind === 'tail' || kind === 'absent' || kind === 'unknown');
+    if (first === undefined || !isEnd) return answers;
+    const longest = others.reduce((best, tail) => (tail.chain.end > best.chain.end ? tail : best), first);
+    const rest = tails.filter((tail) => tail !== longest && tail.chain.end >= longest.chain.end);
+    const delivered = await deliverOneOf([longest, ...rest], options);
+    if (delivered !== 'changed') return [...answers, ...delivered];
+  }
+  return [{ kind: 'error', error: restless(file) }];
+}
+
+/** The first that can be delivered of several tails that reach equally far. */
+async function deliverOneOf(
+  tails: readonly FoundTail[],
+  options: FetchOptions,
+): Promise<Answer[] | 'changed'> {
   const answers: Answer[] = [];
-  for (const repository of options.repositories) {
-    let answer: Answer;
-    try {
-      answer = await ask(repository, file, options);
-    } catch (error) {
-      options.signal?.throwIfAborted();
-      answer = { kind: 'error', error: error instanceof Error ? error : new Error(errorText(error)) };
-    }
+  for (const tail of tails) {
+    const answer = await asAnswer(options, async () => deliverFound(tail, options));
+    if (answer === 'changed') return 'changed';
     answers.push(answer);
     if (answer.kind === 'delivered') break;
   }
   return answers;
 }
 
+async function askAll(file: WalFile, options: FetchOptions): Promise<Answer[]> {
+  const answers: Answer[] = [];
+  for (const repository of options.repositories) {
+    const answer = await asAnswer(options, async () => ask(repository, file, options));
+    answers.push(answer);
+    if (answer.kind === 'delivered') break;
+  }
+  return answers;
+}
+
+async function asAnswer<T>(options: FetchOptions, work: () => Promise<T>): Promise<T | Answer> {
+  try {
+    return await work();
+  } catch (error) {
+    options.signal?.throwIfAborted();
+    return { kind: 'error', error: error instanceof Error ? error : new Error(errorText(error)) };
+  }
+}
+
 async function ask(repository: Repository, file: WalFile, options: FetchOptions): Promise<Answer> {
   const { signal } = options;
   const identity = await findIdentity(repository, options);
   if (identity === undefined) return { kind: 'unknown' };
-  const header = await readWalHeader(repository, identity, file.name, signal);
-  if (header !== undefined) return deliver(repository, header, options);
-  const proof = await proveAbsence(repository, identity, file, {
-    ...(options.until !== undefined && { until: options.until }),
-    ...(options.segmentSize !== undefined && { segmentSize: options.segmentSize }),
-    ...(signal && { signal }),
-  });
-  if (proof.kind === 'absent') return proof;
-  // It may have been pushed, and its successor too, since it was looked for.
-  const now = await readWalHeader(repository, identity, file.name, signal);
-  if (now !== undefined) return deliver(repository, now, options);
-  const error = new HoldfastError(
-    'wal-gap',
-    `repository ${repository.name} lacks ${file.name}: ${proof.reason}`,
-    {
-      hint: `"holdfast window ${identity.cluster}" shows what can be restored; fetch from another repository if there is one`,
-      context: { name: file.name, repository: repository.name },
-    },
-  );
-  return { kind: 'hole', error };
+  for (let looks = 0; looks < MAX_LOOKS; looks += 1) {
+    const header = await readWalHeader(repository, identity, file.name, signal);
+    if (header !== undefined) return deliver(repository, header, options);
+    const proof = await proveAbsence(repository, identity, file, {
+      ...(options.until !== undefined && { until: options.until }),
+      ...(options.segmentSize !== undefined && { segmentSize: options.segmentSize }),
+      ...(signal && { signal }),
+    });
+    if (proof.kind === 'absent') return proof;
+    if (proof.kind === 'tail') {
+      if (proof.tail.enough === undefined) return proof;
+      const delivered = await deliverFound(proof.tail, options);
+      if (delivered !== 'changed') return delivered;
+      continue;
+    }
+    // It may have been pushed, and its successor too, since it was looked for.
+    const now = await readWalHeader(repository, identity, file.name, signal);
+    if (now !== undefined) return deliver(repository, now, options);
+    const error = new HoldfastError(
+      'wal-gap',
+      `repository ${repository.name} lacks ${file.name}: ${proof.reason}`,
+      {
+        hint: `"holdfast window ${identity.cluster}" shows what can be restored; fetch from another repository if there is one`,
+        context: { name: file.name, repository: repository.name },
+      },
+    );
+    return { kind: 'hole', error };
+  }
+  throw restless(file);
 }
 
-async function deliver(repository: Repository, header: WalHeader, options: FetchOptions): Promise<Answer> {
+async function deliver(repository: Repository, header: WalHeader, options: FetchOptions): Promise<Delivered> {
   await placeFile(options.destination, checked(readWalFile(repository, header, options.signal), header));
   const { sizeBytes, hash } = header;
-  return { kind: 'delivered', repository: repository.name, sizeBytes, hash };
+  return { kind: 'delivered', repository: repository.name, sizeBytes, hash, warnings: [] };
+}
+
+async function deliverFound(tail: FoundTail, options: FetchOptions): Promise<Delivered | 'changed'> {
+  const delivery = await deliverTail(tail, options.destination, options.signal);
+  if (delivery.kind === 'changed') return 'changed';
+  const { segmentNumber } = parseWalSegmentName(tail.segment, tail.segmentSize);
+  return {
+    kind: 'delivered',
+    repository: tail.repository.name,
+    sizeBytes: tail.segmentSize,
+    storedUpTo: lsnOf(segmentStart(segmentNumber, tail.segmentSize) + BigInt(delivery.end)),
+    warnings: delivery.warnings,
+  };
+}
+
+function restless(file: WalFile): HoldfastError {
+  return new HoldfastError(
+    'storage-unavailable',
+    `what is stored of ${file.name} changed whenever it was read`,
+  );
 }
 
 /** The hashes prove that the bytes are those its header names; this, that they are what the name says. */
@@ -180,7 +260,7 @@ function decide(file: WalFile, answers: readonly Answer[], options: FetchOptions
   }
   const last = answers.at(-1);
   if (last?.kind === 'delivered') {
-    return { ...last, warnings };
+    return { ...last, warnings: [...warnings, ...last.warnings] };
   }
   const errors = answers.flatMap((answer) => (answer.kind === 'error' ? [answer.error] : []));
   // One repository that may have it and can be reached again is worth waiting for, whatever the others say.
