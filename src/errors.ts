@@ -19,6 +19,7 @@ export const ERRORS = {
   'repository-missing': { exit: 10, retryable: false },
   'repository-mismatch': { exit: 10, retryable: false },
   'repository-locked': { exit: 11, retryable: true },
+  'receiver-running': { exit: 11, retryable: false },
   'key-missing': { exit: 12, retryable: false },
   'key-wrong': { exit: 12, retryable: false },
   'format-too-new': { exit: 13, retryable: false },

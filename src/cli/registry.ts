@@ -10,6 +10,7 @@ export const COMMANDS: readonly Entry[] = [
   { name: 'init', load: async () => (await import('./commands/init.ts')).init },
   { name: 'check', load: async () => (await import('./commands/check.ts')).check },
   { name: 'backup base', load: async () => (await import('./commands/backup-base.ts')).backupBase },
+  { name: 'wal receive', load: async () => (await import('./commands/wal-receive.ts')).walReceive },
   { name: 'list', load: async () => (await import('./commands/list.ts')).list },
   { name: 'show', load: async () => (await import('./commands/show.ts')).show },
   { name: 'window', load: async () => (await import('./commands/window.ts')).window },

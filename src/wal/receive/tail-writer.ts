@@ -1,0 +1,138 @@
+import { HoldfastError } from '../../errors.ts';
+import type { WalSegmentName } from '../../postgres/wal-segment.ts';
+import type { ClusterIdentity } from '../../repository/layout.ts';
+import type { Repository } from '../../repository/repository.ts';
+import {
+  chainTails,
+  listTails,
+  planTailStart,
+  prepareTail,
+  type PreparedTail,
+  storeTail,
+  TAIL_MAX_BYTES,
+  type WalTail,
+} from '../../repository/wal-tail.ts';
+import { blake3Hex } from '../../stream/hash.ts';
+import type { SpoolFile } from './segment-spool.ts';
+
+/** Writes the tails of one segment into any number of repositories. */
+export interface TailWriter {
+  /**
+   * Stores what the file has before `end` and the repository has not. When it resolves, the repository durably holds all
+   * of it. May be repeated after a failure. Throws `wal-conflict` where the repository has other bytes of this segment.
+   */
+  write(repository: Repository, file: SpoolFile, reached: TailReach, signal: AbortSignal): Promise<void>;
+}
+
+export interface TailReach {
+  /** Offset in the segment. */
+  end: number;
+  /** Of the newest commit before it, microseconds since 1970. */
+  lastCommitTime: bigint | undefined;
+}
+
+export function createTailWriter(segment: WalSegmentName, identity: ClusterIdentity): TailWriter {
+  const stored = new Map<string, WalTail[]>();
+  // Repositories usually want the very same tail: it is compressed once.
+  let prepared: Promise<PreparedTail> | undefined;
+  let preparedFor = '';
+  const prepare = async (
+    file: SpoolFile,
+    from: number,
+    to: number,
+    commit: bigint | undefined,
+  ): Promise<PreparedTail> => {
+    const key = `${from}-${to}`;
+    if (prepared === undefined || preparedFor !== key) {
+      preparedFor = key;
+      prepared = file.read(from, to).then(async (bytes) => prepareTail(segment, from, bytes, commit));
+    }
+    return prepared;
+  };
+  return {
+    async write(repository, file, { end, lastCommitTime }, signal) {
+      const tails =
+        stored.get(repository.name) ?? (await earlierTails(repository, identity, file, segment, end, signal));
+      stored.set(repository.name, tails);
+      for (let from = planTailStart(tails, end); from < end; from = tails.at(-1)?.to ?? 0) {
+        const to = Math.min(end, from + TAIL_MAX_BYTES);
+        // The commit may lie in a later piece; then an earlier piece does not know of it.
+        const tail = await storeTail(
+          repository,
+          identity,
+          await prepare(file, from, to, to === end ? lastCommitTime : undefined),
+          signal,
+        );
+        const superseded = tails.filter((one) => one.from >= from);
+        tails.splice(tails.length - superseded.length, superseded.length, tail);
+        await removeTails(repository, superseded, signal);
+      }
+    },
+  };
+}
+
+/** Deletes the tails of a segment that is stored whole. Best effort: a host may write without being allowed to delete. */
+export async function dropTails(
+  repository: Repository,
+  identity: ClusterIdentity,
+  segment: WalSegmentName,
+  signal: AbortSignal,
+): Promise<void> {
+  try {
+    await removeTails(
+      repository,
+      await Array.fromAsync(listTails(repository, identity, { segment, signal })),
+      signal,
+    );
+  } catch (error) {
+    if (!(error instanceof HoldfastError)) throw error;
+  }
+}
+
+async function removeTails(
+  repository: Repository,
+  tails: readonly WalTail[],
+  signal: AbortSignal,
+): Promise<void> {
+  for (const { key } of tails) {
+    try {
+      await repository.storage.delete(key, { signal });
+    } catch (error) {
+      if (!(error instanceof HoldfastError)) throw error;
+    }
+  }
+}
+
+/** What an earlier receiver stored of the segment, compared with what the server sent now. */
+async function earlierTails(
+  repository: Repository,
+  identity: ClusterIdentity,
+  file: SpoolFile,
+  segment: WalSegmentName,
+  end: number,
+  signal: AbortSignal,
+): Promise<WalTail[]> {
+  const listed = await Array.fromAsync(listTails(repository, identity, { segment, signal }));
+  const kept: WalTail[] = [];
+  let at = 0;
+  for (const tail of chainTails(listed)?.tails ?? []) {
+    // What begins within another one, or reaches further than what has come so far, is written anew.
+    if (tail.from !== at || tail.to > end) break;
+    const hash = blake3Hex(await file.read(tail.from, tail.to));
+    if (!hash.startsWith(tail.hash)) throw conflict(repository, segment, tail);
+    kept.push(tail);
+    at = tail.to;
+  }
+  return kept;
+}
+
+function conflict(repository: Repository, segment: WalSegmentName, tail: WalTail): HoldfastError {
+  return new HoldfastError(
+    'wal-conflict',
+    `repository ${repository.name} holds other bytes of ${segment} (${tail.key}) than the server sends; nothing was overwritten`,
+    {
+      hint: 'two servers write WAL as one cluster: find the copy (a restored clone, an old primary) and stop it',
+      context: { segment, repository: repository.name, tail: tail.key },
+    },
+  );
+}
