@@ -14,6 +14,7 @@ export interface PublisherOptions {
   /** Every one of them has to confirm. */
   required: readonly Repository[];
   identity: ClusterIdentity;
+  segmentSize: number;
   host: string;
   clock: Clock;
   signal: AbortSignal;
@@ -27,8 +28,9 @@ export interface PublisherOptions {
   problem: (repository: string, error: HoldfastError | undefined) => void;
 }
 
-/** Segments that are being stored at once; the memory of the receiver is about as many segments of up to 32 MiB. */
-const SEGMENTS_IN_FLIGHT = 3;
+/** Segments that are being stored at once: so many bytes (of which larger segments are streamed), two at least. */
+const IN_FLIGHT_BYTES = 32 * 1024 * 1024;
+const IN_FLIGHT_MOST = 8;
 const FIRST_PAUSE_MS = 200;
 const LONGEST_PAUSE_MS = 10_000;
 
@@ -39,6 +41,7 @@ const LONGEST_PAUSE_MS = 10_000;
  */
 export class Publisher {
   readonly #options: PublisherOptions;
+  readonly #limit: number;
   /** Resolves when everything handed over so far is committed. */
   #last: Promise<void> = Promise.resolve();
   #inFlight = 0;
@@ -52,6 +55,7 @@ export class Publisher {
 
   constructor(options: PublisherOptions) {
     this.#options = options;
+    this.#limit = Math.min(IN_FLIGHT_MOST, Math.max(2, Math.floor(IN_FLIGHT_BYTES / options.segmentSize)));
   }
 
   /**
@@ -87,8 +91,10 @@ export class Publisher {
   /** Takes over a complete segment. Its spool file is removed when it is stored. */
   complete(segment: ReceivedSegment): void {
     const previous = this.#last;
+    // A tail of this very segment may be on its way: its file must stay until then, and it must not outlive the others.
+    const lastTail = this.#tailRunning;
     this.#inFlight += 1;
-    this.#last = this.#store(segment, previous);
+    this.#last = this.#store(segment, previous, lastTail);
     this.#last.catch((error: unknown) => {
       this.#failure ??= error;
     });
@@ -98,7 +104,7 @@ export class Publisher {
   /** Resolves when another segment may be received; undefined where it may at once. */
   room(): Promise<void> | undefined {
     if (this.#failure !== undefined) return Promise.reject(this.#asError());
-    if (this.#inFlight < SEGMENTS_IN_FLIGHT) return undefined;
+    if (this.#inFlight < this.#limit) return undefined;
     return new Promise((resolve, reject) => {
       this.#waiting.push(() => (this.#failure === undefined ? resolve() : reject(this.#asError())));
     });
@@ -106,7 +112,9 @@ export class Publisher {
 
   /** Stores what a segment has so far. When it resolves, that much is durable here and in every required repository. */
   async tail(segment: ReceivedSegment): Promise<void> {
-    const running = this.#tailRunning.then(async () => this.#storeTail(segment));
+    // A tail in front of a segment that is not there yet would be a hole after a crash.
+    const previous = this.#last;
+    const running = this.#tailRunning.then(async () => this.#storeTail(segment, previous));
     this.#tailRunning = running.catch(() => undefined);
     await running;
   }
@@ -128,11 +136,12 @@ export class Publisher {
     for (const wake of waiting) wake();
   }
 
-  async #store(segment: ReceivedSegment, previous: Promise<void>): Promise<void> {
+  async #store(segment: ReceivedSegment, previous: Promise<void>, lastTail: Promise<void>): Promise<void> {
     const { name, file } = segment;
     const summary = segment.summary();
     if (summary.damage !== undefined) this.#options.damaged(name, summary.damage);
     await this.#storeFile(file.path, name, { ...summary }, previous);
+    await lastTail;
     await Promise.all(
       this.#options.required.map(async (repository) =>
         dropTails(repository, this.#options.identity, segment.name, this.#options.signal),
@@ -183,9 +192,8 @@ export class Publisher {
     await previous;
   }
 
-  async #storeTail(segment: ReceivedSegment): Promise<void> {
-    // A tail in front of a segment that is not there yet would be a hole after a crash.
-    await this.#last;
+  async #storeTail(segment: ReceivedSegment, previous: Promise<void>): Promise<void> {
+    await previous;
     this.assertWorking();
     // It was completed meanwhile: the whole segment is stored, or will be.
     if (segment.isComplete) return;

@@ -170,7 +170,7 @@ class Receiver {
       await ensureSlot(source, slot, (text) => report({ event: 'warning', text }));
       await this.#evenOut(identity);
       const spool = await this.#spoolOf(identity);
-      const publisher = this.#publisher(identity);
+      const publisher = this.#publisher(identity, segmentSize);
       const watch = this.#watchOthers(source, others);
       try {
         await this.#receive(source, {
@@ -277,12 +277,13 @@ class Receiver {
     return openSegmentSpool(join(this.#directory, `${cluster}.spool`, systemIdentifier));
   }
 
-  #publisher(identity: ClusterIdentity): Publisher {
+  #publisher(identity: ClusterIdentity, segmentSize: number): Publisher {
     const { required, clock, report, stateDirectory } = this.#options;
     this.#followOptional(identity);
     const publisher: Publisher = new Publisher({
       required,
       identity,
+      segmentSize,
       host: hostname(),
       clock,
       signal: this.#hard,
