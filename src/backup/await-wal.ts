@@ -68,7 +68,7 @@ function notArchived(options: AwaitWalOptions, segment: WalSegmentName): Holdfas
     'wal-not-archived',
     `wal segment ${segment}, which the backup needs to be consistent at ${formatLsn(options.stopLsn)}, did not arrive in repository ${options.repository.name} within ${seconds} s`,
     {
-      hint: `see pg_stat_archiver and the server's log for why archive_command fails, then "holdfast check ${options.identity.cluster}"`,
+      hint: `"holdfast wal status ${options.identity.cluster}" shows why WAL does not arrive: the receiver, or what pg_stat_archiver and the server's log say of archive_command`,
       context: { segment, repository: options.repository.name },
     },
   );

@@ -7,6 +7,7 @@ import { formatSize } from '../../config/sizes.ts';
 import type { ClusterConfiguration } from '../../config/schema.ts';
 import { HoldfastError } from '../../errors.ts';
 import { connect } from '../../postgres/connection.ts';
+import { inspectWal } from '../../postgres/inspect-wal.ts';
 import { assertCanBaseBackup } from '../../postgres/inspect-server.ts';
 import type { BackupRecord } from '../../repository/backup-record.ts';
 import { chooseCluster } from '../../repository/choose-cluster.ts';
@@ -62,7 +63,8 @@ async function run({ arguments: [name = ''], options, context }: Invocation): Pr
   const server = await select(cluster, urls, options, output, signal);
   if (server.warning !== undefined) output.warn(server.warning);
   assertCanBaseBackup(server.facts, server.user);
-  assertArchiving(server, name);
+  if (cluster.wal.mode === 'stream') await assertReceiving(server, name, cluster.wal.slot, output, signal);
+  else assertArchiving(server, name);
 
   const records: BackupRecord[] = [];
   for (const target of targets) {
@@ -183,6 +185,32 @@ function assertArchiving(server: SelectedServer, cluster: string): void {
       hint: `set archive_mode and archive_command as "holdfast init" printed them, then run "holdfast check ${cluster}"`,
     },
   );
+}
+
+/** As `assertArchiving`, where WAL comes by streaming: from the primary if there is one, else from the standby itself. */
+async function assertReceiving(
+  server: SelectedServer,
+  cluster: string,
+  slot: string,
+  output: Output,
+  signal: AbortSignal,
+): Promise<void> {
+  const { url } = server.primary ?? server;
+  await using connection = await connect(url, { signal });
+  const { slot: facts } = await inspectWal(connection, slot);
+  const receive = `holdfast wal receive ${cluster}`;
+  if (facts === undefined) {
+    throw new HoldfastError(
+      'server-setting',
+      `nothing receives the WAL of ${connection.server} (it has no replication slot ${slot}), so no backup can be complete`,
+      { hint: `start "${receive}" and leave it running` },
+    );
+  }
+  if (!facts.active) {
+    output.warn(
+      `nothing streams from the slot ${slot} on ${connection.server}: the backup will wait for its WAL; start "${receive}"`,
+    );
+  }
 }
 
 /** A standby's backup may stop in the middle of a segment, which an idle primary would not fill for a long time. */
