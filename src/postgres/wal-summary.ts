@@ -33,6 +33,8 @@ export interface WalSummary {
   switched: boolean;
   /** From some record on, `wal_level` was `minimal`: no base backup from before can be recovered beyond it. */
   walLevelMinimal: boolean;
+  /** The record from which on it was: recovery refuses it, and reaches the end of the one before it. */
+  walLevelMinimalAt?: string;
   /** Where a segment that should be complete cannot be read on, and why. Recovery would end there. */
   damagedAt?: string;
   damage?: string;
@@ -111,7 +113,7 @@ class Sightings {
   #minXid: number | undefined;
   #maxXid: number | undefined;
   #switched = false;
-  #minimal = false;
+  #minimalAt: Lsn | undefined;
   readonly #restorePoints: WalSummary['restorePoints'] = [];
 
   get lastCommitTime(): bigint | undefined {
@@ -144,7 +146,7 @@ class Sightings {
         this.#switched = true;
         break;
       case 'parameter-change':
-        this.#minimal ||= record.walLevel === 'minimal';
+        if (record.walLevel === 'minimal') this.#minimalAt ??= record.lsn;
         break;
       case 'checkpoint':
       case 'end-of-recovery':
@@ -165,7 +167,8 @@ class Sightings {
       ...(this.#maxXid === undefined ? {} : { maxXid: this.#maxXid }),
       restorePoints: this.#restorePoints,
       switched: this.#switched,
-      walLevelMinimal: this.#minimal,
+      walLevelMinimal: this.#minimalAt !== undefined,
+      ...(this.#minimalAt === undefined ? {} : { walLevelMinimalAt: formatLsn(this.#minimalAt) }),
     };
   }
 

@@ -70,8 +70,12 @@ export function walHeaderKey(identity: ClusterIdentity, name: string): string {
   return `${walPrefix(identity)}${name.slice(0, 8)}/${walFolder(name)}/${name}.json`;
 }
 
+export function walDataPrefix(identity: ClusterIdentity): string {
+  return `${clusterPrefix(identity)}wal-data/`;
+}
+
 export function walDataKey(identity: ClusterIdentity, name: string, hash: string, attempt: string): string {
-  return `${clusterPrefix(identity)}wal-data/${name.slice(0, 8)}/${walFolder(name)}/${name}-${hash.slice(0, 16)}-${attempt}.zst`;
+  return `${walDataPrefix(identity)}${name.slice(0, 8)}/${walFolder(name)}/${name}-${hash.slice(0, 16)}-${attempt}.zst`;
 }
 
 /** Pieces of the segment that a timeline is writing now. */

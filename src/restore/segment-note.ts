@@ -15,6 +15,12 @@ export interface SegmentNote {
   restorePoints: readonly string[];
   /** Decoding it is the only way to know: it breaks off, or holds WAL that cannot be recovered. */
   suspicious: boolean;
+  /** The last record goes on in the next segment. */
+  endsInPartialRecord: boolean;
+  /** Where it cannot be read on although it should be whole. */
+  damage: { at: Lsn; detail: string } | undefined;
+  /** Whether `wal_level` became `minimal` in it, and with which record where its writer noted that. */
+  minimal: { at: Lsn | undefined } | undefined;
 }
 
 /** Reads a header's summary; undefined where there is none or where it is not understood, and the segment must be opened. */
@@ -39,6 +45,17 @@ export function readNote(wal: Readonly<Record<string, unknown>> | undefined): Se
           : { min: summary.minXid, max: summary.maxXid },
       restorePoints: restorePoints.map(({ name }) => name),
       suspicious: summary.damagedAt !== undefined || summary.walLevelMinimal !== false,
+      endsInPartialRecord: summary.endsInPartialRecord === true,
+      damage:
+        summary.damagedAt === undefined
+          ? undefined
+          : { at: parseLsn(summary.damagedAt), detail: String(summary.damage ?? 'it is damaged') },
+      minimal:
+        summary.walLevelMinimal === true
+          ? {
+              at: summary.walLevelMinimalAt === undefined ? undefined : parseLsn(summary.walLevelMinimalAt),
+            }
+          : undefined,
     };
   } catch {
     return undefined;
