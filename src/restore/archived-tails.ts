@@ -41,6 +41,12 @@ export async function listArchivedTails(
   return found;
 }
 
+/** What is left of a chain when only its first bytes can be used; undefined where that is no WAL. */
+export function shortenedChain(chain: WalTailChain, end: number): WalTailChain | undefined {
+  const shorter = chainTails(chain.tails.filter(({ to }) => to <= end));
+  return shorter === undefined || shorter.end < LONG_HEADER_BYTES ? undefined : shorter;
+}
+
 /**
  * The bytes of a chain up to its end. Where its tails have meanwhile been replaced by longer ones or by the whole
  * segment, the rest comes from those: WAL that was stored once never changes. Each stretch is verified before it is

@@ -1,14 +1,20 @@
-import { formatLsn } from '../postgres/lsn.ts';
+import { type Lsn, formatLsn } from '../postgres/lsn.ts';
 import type { RecoveryTarget } from '../postgres/recovery-stop.ts';
 import type { TimelineId } from '../postgres/timeline.ts';
 import type { WalRecord } from '../postgres/wal-record.ts';
 import { lastSegmentBefore, segmentOfLsn } from '../postgres/wal-segment.ts';
 import { type Candidate, beganBefore } from './choose-backup.ts';
-import { type Coverage, coverageOf, lastCovered } from './coverage.ts';
+import { type Coverage, lastCovered } from './coverage.ts';
 import { formatInstant } from './instant.ts';
 import type { StopPoint } from './stop-point.ts';
 import { type TimelinePath, partAt } from './timelines.ts';
-import { type UnusableSegment, type WalArchive, isUnusable } from './wal-archive.ts';
+import {
+  type UnusableSegment,
+  type WalArchive,
+  archivedFrom,
+  isUnusable,
+  segmentTails,
+} from './wal-archive.ts';
 import { type ScanResult, scanWal } from './wal-scan.ts';
 
 /** What became of one backup and one target on one path. */
@@ -44,12 +50,7 @@ export async function tryBackup(options: TryOptions): Promise<BackupOutcome> {
   const { archive, path, candidate, target, thorough } = options;
   if (target.kind === 'lsn' && target.lsn < candidate.stop) return { kind: 'too-new' };
   for (;;) {
-    const coverage = coverageOf(
-      path,
-      segmentOfLsn(candidate.start, archive.segmentSize),
-      (timeline) => archive.ranges(timeline),
-      archive.segmentSize,
-    );
+    const coverage = archivedFrom(archive, path, segmentOfLsn(candidate.start, archive.segmentSize));
     const unready = await backupWalFault(options, coverage);
     if (unready !== undefined) return { kind: 'unusable', reason: unready };
     if (target.kind === 'immediate') return { kind: 'reached', stop: immediateStop(candidate), coverage };
@@ -106,6 +107,9 @@ async function backupWalFault(
       return `wal segment ${facts.name}, which it needs, cannot be used: ${facts.reason}`;
   }
   if (coverage.limit !== undefined && candidate.stop > coverage.limit) {
+    if (coverage.endsInTail) {
+      return `wal segment ${coverage.missing.name}, which it needs, is stored up to ${formatLsn(coverage.limit)} only`;
+    }
     return `timeline ${partAt(path, candidate.stop).timeline} begins before it is consistent`;
   }
   return undefined;
@@ -141,7 +145,7 @@ function judge(options: TryOptions, coverage: Coverage, scan: ScanResult): Backu
   }
   if (hit !== undefined) {
     if (hit.stop.stopLsn < candidate.stop) return { kind: 'too-new' };
-    return { kind: 'reached', stop: stopAtHit(options, scan, hit), coverage };
+    return { kind: 'reached', stop: stopAtHit(options, coverage, scan, hit), coverage };
   }
   const end = lastRecord?.record.endLsn;
   if (lastRecord === undefined || end === undefined || end < candidate.stop) {
@@ -155,7 +159,7 @@ function judge(options: TryOptions, coverage: Coverage, scan: ScanResult): Backu
   const why = whereItEnds(coverage, scan, lastRecord.record);
   const resolved = (reason: string): BackupOutcome => ({
     kind: 'reached',
-    stop: stopAfter(options, scan, lastRecord.record, reason),
+    stop: stopAfter(options, coverage, scan, lastRecord.record, reason),
     coverage,
   });
   switch (target.kind) {
@@ -185,15 +189,26 @@ function judge(options: TryOptions, coverage: Coverage, scan: ScanResult): Backu
 
 function whereItEnds(coverage: Coverage, scan: ScanResult, last: WalRecord): string {
   const end = `the archive ends at ${formatLsn(last.endLsn)}`;
+  const segment = `segment ${coverage.missing.name}`;
   if (scan.broken !== undefined) return `${end}: ${scan.broken.detail}`;
   if (coverage.resumes !== undefined) {
-    return `${end}: segment ${coverage.missing.name} is missing (it goes on with ${coverage.resumes.name})`;
+    const what = coverage.endsInTail ? `only the beginning of ${segment} is there` : `${segment} is missing`;
+    return `${end}: ${what} (it goes on with ${coverage.resumes.name})`;
   }
-  return `${end}: segment ${coverage.missing.name} is not there (yet)`;
+  return `${end}: ${segment} is not ${coverage.endsInTail ? 'complete' : 'there'} (yet)`;
+}
+
+/**
+ * Up to where WAL must be readable for a record to be read. Behind its last byte come padding and, behind a switch, the
+ * rest of the segment: tails may end before those.
+ */
+function neededFor(record: WalRecord, { limit }: Coverage): Lsn {
+  return limit !== undefined && limit < record.endLsn ? limit : record.endLsn;
 }
 
 function stopAtHit(
   options: TryOptions,
+  coverage: Coverage,
   scan: ScanResult,
   { record, timeline, stop }: NonNullable<ScanResult['hit']>,
 ): StopPoint {
@@ -201,7 +216,7 @@ function stopAtHit(
   return {
     lsn: stop.stopLsn,
     timeline: timelineToTell(options, record, timeline),
-    neededLsn: record.endLsn,
+    neededLsn: neededFor(record, coverage),
     setting: target.kind === 'latest' ? { kind: 'lsn', lsn: record.lsn, inclusive: true } : target,
     how: 'exact',
     reason: describeHit(record, stop.stopLsn === record.endLsn),
@@ -210,12 +225,18 @@ function stopAtHit(
   };
 }
 
-function stopAfter(options: TryOptions, scan: ScanResult, record: WalRecord, reason: string): StopPoint {
+function stopAfter(
+  options: TryOptions,
+  coverage: Coverage,
+  scan: ScanResult,
+  record: WalRecord,
+  reason: string,
+): StopPoint {
   const timeline = scan.lastRecord?.timeline ?? options.candidate.timeline;
   return {
     lsn: record.endLsn,
     timeline: timelineToTell(options, record, timeline),
-    neededLsn: record.endLsn,
+    neededLsn: neededFor(record, coverage),
     // PostgreSQL stops after the first record that starts at or behind the LSN: the start of the last one, not its end.
     setting: { kind: 'lsn', lsn: record.lsn, inclusive: true },
     how: 'resolved',
@@ -234,8 +255,10 @@ function timelineToTell({ archive, path }: TryOptions, record: WalRecord, read: 
   if (own === read) return own;
   const size = archive.segmentSize;
   const ranges = archive.ranges(own);
+  const tails = segmentTails(archive, own);
   for (let at = segmentOfLsn(record.lsn, size); at <= lastSegmentBefore(record.endLsn, size); at += 1n) {
-    if (!ranges.some(({ first, last }) => first <= at && at <= last)) return read;
+    const isWhole = ranges.some(({ first, last }) => first <= at && at <= last);
+    if (!isWhole && !tails.some((tail) => tail.segment === at && tail.end >= record.endLsn)) return read;
   }
   return own;
 }

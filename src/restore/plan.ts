@@ -3,7 +3,7 @@ import { HoldfastError } from '../errors.ts';
 import { type Lsn, formatLsn } from '../postgres/lsn.ts';
 import type { RecoveryTarget } from '../postgres/recovery-stop.ts';
 import { type TimelineId, timelineOf } from '../postgres/timeline.ts';
-import { lastSegmentBefore, segmentOfLsn, segmentStart, walSegmentName } from '../postgres/wal-segment.ts';
+import { lastSegmentBefore, segmentOfLsn, walSegmentName } from '../postgres/wal-segment.ts';
 import type { BackupRecord } from '../repository/backup-record.ts';
 import type { ClusterIdentity } from '../repository/layout.ts';
 import type { Repository } from '../repository/repository.ts';
@@ -11,12 +11,13 @@ import { hasWalData } from '../repository/wal-listing.ts';
 import type { WalHighWaterMark } from '../repository/wal-high-water.ts';
 import { type BackupOutcome, tryBackup } from './backup-stop.ts';
 import { type Candidate, candidateOf, candidatesOn } from './choose-backup.ts';
-import { countSegments, coveringTimeline, type Coverage } from './coverage.ts';
+import { countSegments, coveredEnd, coveringTimeline, type Coverage } from './coverage.ts';
+import { lastDecisionIn } from './last-decision.ts';
 import { ambiguous, unreachable } from './plan-errors.ts';
 import type { TimelineChoice } from './recovery-target.ts';
 import type { StopPoint } from './stop-point.ts';
 import { type TimelinePath, branchTips, describeTimeline, isOnPath } from './timelines.ts';
-import { type WalArchive, isUnusable, listedEnd } from './wal-archive.ts';
+import { type WalArchive, isUnusable, listedEnd, segmentTails } from './wal-archive.ts';
 import { readNote } from './segment-note.ts';
 
 /** Everything that a restore will do, known before a byte is written. */
@@ -29,6 +30,8 @@ export interface RestorePlan {
   path: TimelinePath;
   /** Every segment that recovery reads. */
   segments: { first: string; last: string; count: number };
+  /** The last of them, where it is not complete: up to here it is there, as tails. */
+  tail: { segment: string; endLsn: Lsn } | undefined;
   bytes: {
     /** Size of the data directory. */
     write: number;
@@ -98,6 +101,7 @@ export async function planRestore(options: PlanOptions): Promise<RestorePlan> {
     backup: candidate.record,
     path: pathUpTo(chosen.path, stop.timeline),
     segments: segments.named,
+    tail: tailInUse(coverage, segments.named.last),
     bytes: {
       write: candidate.record.files.sizeBytes,
       readBackup: candidate.record.stored.totalBytes,
@@ -191,18 +195,29 @@ function leadsAnywhere(archive: WalArchive, tip: TimelineId, candidates: readonl
   }
 }
 
-/** How far each timeline reaches; to the byte where its last segment is the one that another forked off in. */
+/**
+ * How far each timeline reaches; exactly where it ends in the very segment that another forked off in. A timeline that
+ * ends in tails there counts only up to the last record that a target could be about: behind the switch point an old
+ * primary's last bytes are seldom more than a torn record.
+ */
 async function exactReach(archive: WalArchive): Promise<(timeline: TimelineId) => Lsn | undefined> {
+  const size = archive.segmentSize;
   const ends = new Map<TimelineId, Lsn | undefined>();
   for (const timeline of archive.tree.timelines) {
     let end = listedEnd(archive, timeline);
-    const last = archive.ranges(timeline).at(-1)?.last;
-    const forksThere = archive.tree
-      .children(timeline)
-      .some(({ at }) => last !== undefined && lastSegmentBefore(at, archive.segmentSize) === last);
-    if (forksThere && last !== undefined) {
-      const facts = await archive.examine(timeline, last);
-      if (!isUnusable(facts)) end = readNote(facts.wal)?.endLsn ?? end;
+    const last = end === undefined ? undefined : lastSegmentBefore(end, size);
+    const fork = archive.tree.children(timeline).find(({ at }) => lastSegmentBefore(at, size) === last);
+    if (fork !== undefined && last !== undefined) {
+      if (
+        storedWal(archive)
+          .tails(timeline)
+          .some(({ segment }) => segment === last)
+      ) {
+        end = (await lastDecisionIn(archive, timeline, last)) ?? end;
+      } else {
+        const facts = await archive.examine(timeline, last);
+        if (!isUnusable(facts)) end = readNote(facts.wal)?.endLsn ?? end;
+      }
     }
     ends.set(timeline, end);
   }
@@ -294,13 +309,15 @@ function refuseLostEnd(
   notes: string[],
 ): void {
   if (highWater === undefined) return;
-  const last = coverage.pieces.at(-1);
-  const end = last === undefined ? 0n : segmentStart(last.last + 1n, archive.segmentSize);
+  const end = coveredEnd(coverage, archive.segmentSize) ?? 0n;
   const part = path.find(({ timeline }) => timeline === highWater.timeline);
   const newest = lastSegmentBefore(highWater.endLsn, archive.segmentSize);
-  const stored = archive
-    .ranges(timelineOf(highWater.timeline))
-    .some(({ first, last: to }) => first <= newest && newest <= to);
+  const timeline = timelineOf(highWater.timeline);
+  const stored =
+    archive.ranges(timeline).some(({ first, last }) => first <= newest && newest <= last) ||
+    storedWal(archive)
+      .tails(timeline)
+      .some((tail) => tail.end >= highWater.endLsn);
   // Another branch, left behind or not asked for: it did not lose anything.
   if (part === undefined && (stored || highWater.timeline < (path.at(-1)?.timeline ?? 0))) {
     notes.push(`this host last archived on timeline ${highWater.timeline}, which is not on the way`);
@@ -340,6 +357,12 @@ async function measureSegments(
     named: { first: name(first), last: name(last), count: countSegments(coverage, last) },
     storedBytes,
   };
+}
+
+function tailInUse(coverage: Coverage, last: string): RestorePlan['tail'] {
+  const { endsInTail, limit, missing } = coverage;
+  if (!endsInTail || limit === undefined || last.slice(8) !== missing.name.slice(8)) return undefined;
+  return { segment: last, endLsn: limit };
 }
 
 function pathUpTo(path: TimelinePath, timeline: TimelineId): TimelinePath {

@@ -1,12 +1,12 @@
 import { type Lsn } from '../postgres/lsn.ts';
 import type { TimelineId } from '../postgres/timeline.ts';
-import { segmentOfLsn, segmentStart } from '../postgres/wal-segment.ts';
+import { segmentOfLsn, walSegmentName } from '../postgres/wal-segment.ts';
 import { type Candidate, candidatesOn } from './choose-backup.ts';
-import { type Coverage, coverageOf, lastCovered } from './coverage.ts';
+import { type Coverage, coveredEnd, lastCovered } from './coverage.ts';
 import type { Instant } from './instant.ts';
 import { readNote } from './segment-note.ts';
 import type { TimelinePath } from './timelines.ts';
-import { type WalArchive, isUnusable } from './wal-archive.ts';
+import { type WalArchive, archivedFrom, isUnusable } from './wal-archive.ts';
 
 /** A stretch of a path that can be restored: every point in it, from one backup or another. */
 export interface ReachableRange {
@@ -35,16 +35,11 @@ export async function reachableRanges(
   const size = archive.segmentSize;
   const ranges: ReachableRange[] = [];
   for (const candidate of candidatesOn(path, backups).toReversed()) {
-    const coverage = coverageOf(
-      path,
-      segmentOfLsn(candidate.start, size),
-      (timeline) => archive.ranges(timeline),
-      size,
-    );
+    const coverage = archivedFrom(archive, path, segmentOfLsn(candidate.start, size));
     const last = lastCovered(coverage);
     if (last === undefined) continue;
-    const end = coverage.limit ?? segmentStart(last.segment + 1n, size);
-    if (end < candidate.stop) continue;
+    const end = coveredEnd(coverage, size);
+    if (end === undefined || end < candidate.stop) continue;
     const open = ranges.at(-1);
     if (open !== undefined && candidate.stop <= open.to.lsn && end === open.to.lsn) {
       open.backups += 1;
@@ -70,6 +65,9 @@ async function lastCommitTime(archive: WalArchive, coverage: Coverage): Promise<
   let looked = 0n;
   for (const { timeline, first, last } of coverage.pieces.toReversed()) {
     for (let segment = last; segment >= first && looked < LOOK_BACK; segment -= 1n, looked += 1n) {
+      const name = walSegmentName(timeline, segment, archive.segmentSize);
+      const tail = archive.tails(timeline).find((one) => one.segment === name);
+      if (tail?.lastCommitTime !== undefined) return tail.lastCommitTime;
       const facts = await archive.examine(timeline, segment);
       if (isUnusable(facts)) continue;
       const note = readNote(facts.wal);

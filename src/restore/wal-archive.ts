@@ -17,9 +17,9 @@ import type { Repository } from '../repository/repository.ts';
 import { type WalHeader, readWalFile, readWalHeader, readWholeWalFile } from '../repository/wal-file.ts';
 import { type ListWalOptions, type WalEntry, listWal, walCoverage } from '../repository/wal-listing.ts';
 import type { WalTailChain } from '../repository/wal-tail.ts';
-import { listArchivedTails, readArchivedTail } from './archived-tails.ts';
-import type { SegmentRange } from './coverage.ts';
-import { type TimelineTree, timelineTree } from './timelines.ts';
+import { listArchivedTails, readArchivedTail, shortenedChain } from './archived-tails.ts';
+import { type Coverage, type SegmentRange, type SegmentTail, coverageOf } from './coverage.ts';
+import { type TimelinePath, type TimelineTree, timelineTree } from './timelines.ts';
 
 /** What is known of one segment without opening it. */
 export interface SegmentFacts {
@@ -60,7 +60,9 @@ export interface WalArchive {
   examine(timeline: TimelineId, segment: bigint): Promise<SegmentFacts | UnusableSegment>;
   /** The bytes of a segment, or of its tails up to their end, proven only when the stream has ended. */
   open(timeline: TimelineId, segment: bigint): AsyncGenerator<Buffer>;
-  /** Takes a segment out of `ranges` and `tails`: it turned out to be unusable. */
+  /**
+   * Takes a segment out of `ranges` and `tails`: it turned out to be unusable. Of tails those stay that `open` could read.
+   */
   exclude(timeline: TimelineId, segment: bigint): void;
 }
 
@@ -118,6 +120,7 @@ export async function readWalArchive(
   }
 
   const examined = new Map<string, Promise<SegmentFacts | UnusableSegment>>();
+  const readable = new Map<WalTailChain, number>();
   const nameOf = (timeline: TimelineId, segment: bigint): string =>
     walSegmentName(timeline, segment, segmentSize);
   const tailOf = (timeline: TimelineId, segment: bigint): WalTailChain | undefined =>
@@ -146,17 +149,20 @@ export async function readWalArchive(
     },
     open: (timeline, segment) => {
       const chain = tailOf(timeline, segment);
-      return chain === undefined
-        ? openSegment(repository, identity, nameOf(timeline, segment), signal)
-        : readArchivedTail(repository, identity, chain, signal);
+      if (chain === undefined) return openSegment(repository, identity, nameOf(timeline, segment), signal);
+      return counted(readArchivedTail(repository, identity, chain, signal), (bytes) => {
+        readable.set(chain, bytes);
+      });
     },
     exclude: (timeline, segment) => {
       segments.set(timeline, withoutSegment(segments.get(timeline) ?? [], segment));
-      const chain = tailOf(timeline, segment);
-      tails.set(
-        timeline,
-        (tails.get(timeline) ?? []).filter((one) => one !== chain),
-      );
+      const list = tails.get(timeline) ?? [];
+      const shorten = (chain: WalTailChain): WalTailChain[] => {
+        if (chain.segment !== nameOf(timeline, segment)) return [chain];
+        const shorter = shortenedChain(chain, readable.get(chain) ?? 0);
+        return shorter === undefined ? [] : [shorter];
+      };
+      tails.set(timeline, list.flatMap(shorten));
     },
   };
 }
@@ -165,15 +171,28 @@ export async function readWalArchive(
 export function listedEnd(archive: WalArchive, timeline: TimelineId): Lsn | undefined {
   const last = archive.ranges(timeline).at(-1);
   const whole = last && segmentStart(last.last + 1n, archive.segmentSize);
-  const tail = archive.tails(timeline).at(-1);
-  const end = tail && tailEnd(tail, archive.segmentSize);
+  const end = segmentTails(archive, timeline).at(-1)?.end;
   return end === undefined || (whole !== undefined && whole > end) ? whole : end;
 }
 
-/** Where a chain of tails ends. */
-export function tailEnd({ segment, end }: WalTailChain, segmentSize: number): Lsn {
-  const { segmentNumber } = parseWalSegmentName(segment, segmentSize);
-  return lsnOf(segmentStart(segmentNumber, segmentSize) + BigInt(end));
+/** The tails of a timeline, as coverage needs them. */
+export function segmentTails(archive: WalArchive, timeline: TimelineId): SegmentTail[] {
+  return archive.tails(timeline).map(({ segment, end }) => {
+    const { segmentNumber } = parseWalSegmentName(segment, archive.segmentSize);
+    const start = segmentStart(segmentNumber, archive.segmentSize);
+    return { segment: segmentNumber, end: lsnOf(start + BigInt(end)) };
+  });
+}
+
+/** How far the WAL of an archive reaches along a path, from one segment on. */
+export function archivedFrom(archive: WalArchive, path: TimelinePath, from: bigint): Coverage {
+  return coverageOf(
+    path,
+    from,
+    (timeline) => archive.ranges(timeline),
+    archive.segmentSize,
+    (timeline) => segmentTails(archive, timeline),
+  );
 }
 
 export function isUnusable(facts: SegmentFacts | UnusableSegment): facts is UnusableSegment {
@@ -230,6 +249,23 @@ async function examineSegment(
   return { name, sizeBytes: header.sizeBytes, storedBytes: stored.sizeBytes, wal: header.wal };
 }
 
+/** Tells how many bytes came before a stream failed. */
+async function* counted(
+  source: AsyncIterable<Buffer>,
+  failed: (bytes: number) => void,
+): AsyncGenerator<Buffer> {
+  let bytes = 0;
+  try {
+    for await (const chunk of source) {
+      bytes += chunk.length;
+      yield chunk;
+    }
+  } catch (error) {
+    failed(bytes);
+    throw error;
+  }
+}
+
 async function* openSegment(
   repository: Repository,
   identity: ClusterIdentity,
@@ -261,7 +297,7 @@ async function readHistory(
   }
 }
 
-function isKeyProblem(error: unknown): boolean {
+export function isKeyProblem(error: unknown): boolean {
   return error instanceof HoldfastError && (error.code === 'key-missing' || error.code === 'key-wrong');
 }
 

@@ -17,6 +17,7 @@ export function planJson(plan: RestorePlan): Record<string, unknown> {
     target: describeTarget(plan.target),
     timelines: plan.path.map(({ timeline, begin }) => ({ timeline, begin: formatLsn(begin) })),
     segments: plan.segments,
+    tail: plan.tail === undefined ? null : { ...plan.tail, endLsn: formatLsn(plan.tail.endLsn) },
     bytes: plan.bytes,
     promised: {
       lsn: formatLsn(stop.lsn),
@@ -34,6 +35,8 @@ export function planJson(plan: RestorePlan): Record<string, unknown> {
 export function planText(plan: RestorePlan): string {
   const { stop, backup, segments, bytes } = plan;
   const commit = stop.lastCommit;
+  const unfinished =
+    plan.tail === undefined ? '' : `, the last not complete but stored up to ${formatLsn(plan.tail.endLsn)}`;
   const lines = [
     ['Target', describeTarget(plan.target)],
     [
@@ -47,7 +50,7 @@ export function planText(plan: RestorePlan): string {
     ['Timelines', describePath(plan.path)],
     [
       'WAL',
-      `${segments.first} to ${segments.last}: ${segments.count === 1 ? '1 segment' : `${segments.count} segments`}, all there`,
+      `${segments.first} to ${segments.last}: ${segments.count === 1 ? '1 segment' : `${segments.count} segments`}, all there${unfinished}`,
     ],
     ['Stops at', `${formatLsn(stop.lsn)} on timeline ${stop.timeline}: ${stop.reason}`],
     [
