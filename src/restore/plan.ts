@@ -208,11 +208,7 @@ async function exactReach(archive: WalArchive): Promise<(timeline: TimelineId) =
     const last = end === undefined ? undefined : lastSegmentBefore(end, size);
     const fork = archive.tree.children(timeline).find(({ at }) => lastSegmentBefore(at, size) === last);
     if (fork !== undefined && last !== undefined) {
-      if (
-        storedWal(archive)
-          .tails(timeline)
-          .some(({ segment }) => segment === last)
-      ) {
+      if (segmentTails(archive, timeline).some(({ segment }) => segment === last)) {
         end = (await lastDecisionIn(archive, timeline, last)) ?? end;
       } else {
         const facts = await archive.examine(timeline, last);
@@ -315,9 +311,7 @@ function refuseLostEnd(
   const timeline = timelineOf(highWater.timeline);
   const stored =
     archive.ranges(timeline).some(({ first, last }) => first <= newest && newest <= last) ||
-    storedWal(archive)
-      .tails(timeline)
-      .some((tail) => tail.end >= highWater.endLsn);
+    segmentTails(archive, timeline).some((tail) => tail.end >= highWater.endLsn);
   // Another branch, left behind or not asked for: it did not lose anything.
   if (part === undefined && (stored || highWater.timeline < (path.at(-1)?.timeline ?? 0))) {
     notes.push(`this host last archived on timeline ${highWater.timeline}, which is not on the way`);
