@@ -16,6 +16,7 @@ export const COMMANDS: readonly Entry[] = [
   { name: 'window', load: async () => (await import('./commands/window.ts')).window },
   { name: 'restore base', load: async () => (await import('./commands/restore-base.ts')).restoreBase },
   { name: 'wal push', load: async () => (await import('./commands/wal-push.ts')).walPush },
+  { name: 'wal catch-up', load: async () => (await import('./commands/wal-catch-up.ts')).walCatchUp },
   { name: 'wal fetch', load: async () => (await import('./commands/wal-fetch.ts')).walFetch },
   { name: 'demo', load: async () => (await import('./commands/demo.ts')).demo },
 ];

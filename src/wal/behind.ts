@@ -14,7 +14,8 @@ export interface Behind {
   tryAgainAt: string;
 }
 
-function behindDirectory(stateDirectory: string, systemIdentifier: string): string {
+/** Where the notes of one cluster lie on this host. */
+export function behindDirectory(stateDirectory: string, systemIdentifier: string): string {
   return join(stateDirectory, 'wal', 'behind', systemIdentifier);
 }
 
