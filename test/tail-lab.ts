@@ -1,11 +1,21 @@
 /** For tests of tails: pieces of segments, stored as a receiver stores them. */
-import { lsnOf } from '../src/postgres/lsn.ts';
+import { type Lsn, lsnOf } from '../src/postgres/lsn.ts';
+import { timelineOf } from '../src/postgres/timeline.ts';
 import { WalDecoder } from '../src/postgres/wal-decoder.ts';
 import { readWalLongHeader } from '../src/postgres/wal-page.ts';
-import { parseWalSegmentName, segmentStart, type WalSegmentName } from '../src/postgres/wal-segment.ts';
+import {
+  parseWalSegmentName,
+  segmentOfLsn,
+  segmentStart,
+  walSegmentName,
+  type WalSegmentName,
+} from '../src/postgres/wal-segment.ts';
 import type { ClusterIdentity } from '../src/repository/layout.ts';
 import type { Repository } from '../src/repository/repository.ts';
 import { prepareTail, storeTail, type WalTail } from '../src/repository/wal-tail.ts';
+import { IDENTITY, storeSegments } from './restore-lab.ts';
+import { SEGMENT_SIZE } from './wal-lab.ts';
+import type { WalWriter } from './wal-writer.ts';
 
 /** Stores `[from, to)` of a segment, with the time of the last commit before `to`. */
 export async function storePiece(
@@ -47,4 +57,25 @@ function lastCommitBefore(name: string, bytes: Buffer, end: number): bigint | un
     if (record.endLsn <= lsnOf(start + BigInt(end))) time = record.time;
   }
   return time;
+}
+
+/**
+ * Stores what a writer wrote up to an LSN as a receiver would: whole segments, and of the one that holds `end` tails, cut
+ * at `cuts` equal distances.
+ */
+export async function storeUpTo(
+  repository: Repository,
+  writer: WalWriter,
+  end: Lsn,
+  options: { timeline?: number; from?: bigint; summaries?: boolean; cuts?: number } = {},
+): Promise<WalTail[]> {
+  const { timeline = 1, cuts = 3 } = options;
+  const last = segmentOfLsn(end, SEGMENT_SIZE);
+  await storeSegments(repository, writer, { ...options, to: last - 1n });
+  const bytes = writer.segments()[Number(last - segmentOfLsn(writer.start, SEGMENT_SIZE))];
+  const offset = Number(end % BigInt(SEGMENT_SIZE));
+  if (bytes === undefined || offset === 0) return [];
+  const name = walSegmentName(timelineOf(timeline), last, SEGMENT_SIZE);
+  const places = Array.from({ length: cuts }, (_, at) => Math.ceil((offset * (at + 1)) / cuts));
+  return await storeCuts(repository, IDENTITY, name, Buffer.from(bytes), [...new Set(places)]);
 }

@@ -1,10 +1,11 @@
 import { randomBytes } from 'node:crypto';
 
-import { HoldfastError } from '../errors.ts';
+import { HoldfastError, errorText } from '../errors.ts';
 import { sealKindOf } from '../seal/sealers.ts';
 import { type TimelineId, formatTimeline, parseTimeline } from '../postgres/timeline.ts';
 import { isWalSegmentName, type WalSegmentName } from '../postgres/wal-segment.ts';
 import { blake3Hex } from '../stream/hash.ts';
+import { releaseBuffer } from '../stream/release.ts';
 import { compressFrame, decompressFrame } from '../stream/zstd.ts';
 import {
   type ClusterIdentity,
@@ -78,12 +79,14 @@ export async function prepareTail(
   if (bytes.length === 0 || bytes.length > TAIL_MAX_BYTES) {
     throw new HoldfastError('assertion', `a tail cannot have ${bytes.length} bytes`);
   }
-  const frame = await compressFrame(bytes);
-  if (!(await decompressFrame(frame, bytes.length)).equals(bytes)) {
+  const frame = await compressFrame(bytes, { wal: true });
+  const back = await decompressFrame(frame, bytes.length);
+  if (!back.equals(bytes)) {
     throw new HoldfastError('checksum-mismatch', 'a compressed tail did not decompress to what went in', {
       hint: "nothing wrong was stored, but this machine's memory or libraries cannot be trusted: test the memory",
     });
   }
+  releaseBuffer(back);
   const hash = blake3Hex(bytes).slice(0, HASH_DIGITS);
   return { segment, from, to: from + bytes.length, lastCommitTime, hash, frame };
 }
@@ -244,18 +247,24 @@ export async function readTail(repository: Repository, tail: WalTail, signal?: A
   const opener = await repository.opener(sealKindOf(tail.key));
   const sealed = repository.storage.get(tail.key, { ...(signal && { signal }) });
   const frame = await collect(opener.open(sealed), 2 * TAIL_MAX_BYTES, tail.key);
-  const plain = await decompressFrame(frame, tail.to - tail.from);
+  let plain: Buffer;
+  try {
+    plain = await decompressFrame(frame, tail.to - tail.from);
+  } catch (error) {
+    throw damaged(tail, errorText(error), error);
+  }
   if (blake3Hex(plain).slice(0, HASH_DIGITS) !== tail.hash) {
-    throw new HoldfastError(
-      'object-damaged',
-      `${tail.key} is damaged: its bytes are not those that were stored`,
-      {
-        hint: 'this copy cannot be used: take another repository',
-        context: { key: tail.key },
-      },
-    );
+    throw damaged(tail, 'its bytes are not those that were stored');
   }
   return plain;
+}
+
+function damaged({ key }: WalTail, what: string, cause?: unknown): HoldfastError {
+  return new HoldfastError('object-damaged', `${key} is damaged: ${what}`, {
+    hint: 'this copy cannot be used: take another repository',
+    context: { key },
+    ...(cause !== undefined && { cause }),
+  });
 }
 
 function tailOfKey(identity: ClusterIdentity, key: string, storedBytes: number): WalTail | undefined {

@@ -4,6 +4,7 @@ import * as fc from 'fast-check';
 
 import { createRestoreLab, storeSegments } from '../../test/restore-lab.ts';
 import { Life, S, nth, plan } from '../../test/restore-life.ts';
+import { storeUpTo } from '../../test/tail-lab.ts';
 import { SEGMENT_SIZE } from '../../test/wal-lab.ts';
 import { type Lsn, formatLsn, lsnOf } from '../postgres/lsn.ts';
 import type { RecoveryTarget } from '../postgres/recovery-stop.ts';
@@ -17,7 +18,7 @@ const action = fc.oneof(
   { weight: 1, arbitrary: fc.constant('checkpoint' as const) },
 );
 
-test('planRestore() agrees with a replay of every record, with and without summaries', async () => {
+test('planRestore() agrees with a replay of every record, with and without summaries, whole or up to a tail', async () => {
   await fc.assert(
     fc.asyncProperty(
       fc.array(action, { minLength: 10, maxLength: 60 }),
@@ -33,7 +34,8 @@ test('planRestore() agrees with a replay of every record, with and without summa
           maxLength: 6,
         },
       ),
-      async (actions, summaries, targets) => {
+      fc.option(fc.record({ record: fc.nat(), inside: fc.option(fc.integer({ min: 0, max: 20 })) })),
+      async (actions, summaries, targets, tail) => {
         const life = new Life();
         life.backup();
         for (const one of actions) {
@@ -43,8 +45,19 @@ test('planRestore() agrees with a replay of every record, with and without summa
         life.commit();
         life.switch();
         const repository = await createRestoreLab();
-        await storeSegments(repository, life.writer, { summaries });
-        const ends = life.records.filter(({ kind }) => kind === 'commit' || kind === 'abort');
+        let stored: Story = life;
+        if (tail === null) await storeSegments(repository, life.writer, { summaries });
+        else {
+          const { lsn, endLsn } = nth(life.records, tail.record % life.records.length);
+          const end = tail.inside === null ? endLsn : lsnOf(lsn + BigInt(tail.inside));
+          await storeUpTo(repository, life.writer, end, { summaries });
+          stored = {
+            records: life.records.filter((one) => one.endLsn <= end),
+            backups: life.backups.filter(({ stop }) => stop <= end),
+          };
+        }
+        const ends = stored.records.filter(({ kind }) => kind === 'commit' || kind === 'abort');
+        if (ends.length === 0) return;
         for (const { at, kind, inclusive } of targets) {
           const goal = nth(ends, at % ends.length);
           const target: RecoveryTarget =
@@ -53,7 +66,7 @@ test('planRestore() agrees with a replay of every record, with and without summa
               : kind === 'time'
                 ? { kind, time: goal.time ?? 0n, inclusive }
                 : { kind, lsn: goal.lsn, inclusive };
-          const expected = expectedStop(life, target);
+          const expected = expectedStop(stored, target);
           const outcome = await plan(repository, life.recordsOfBackups(), target).then(
             ({ stop, backup }) => `${backup.id} ${formatLsn(stop.lsn)}`,
             (error: Error & { code?: string }) => String(error.code ?? error),
@@ -62,12 +75,14 @@ test('planRestore() agrees with a replay of every record, with and without summa
         }
       },
     ),
-    { numRuns: 40 },
+    { numRuns: 60 },
   );
 });
 
+type Story = Pick<Life, 'records' | 'backups'>;
+
 /** The same by brute force: every record in a list, every backup from the newest. */
-function expectedStop(life: Life, target: RecoveryTarget): string {
+function expectedStop(life: Story, target: RecoveryTarget): string {
   const backups = life.backups.map((made, index) => ({ ...made, id: `b${index}` })).reverse();
   for (const { start, stop, id, checkpointTime } of backups) {
     if (target.kind === 'time' && checkpointTime + S > target.time) continue;
@@ -92,7 +107,7 @@ function expectedStop(life: Life, target: RecoveryTarget): string {
 }
 
 /** Where the record before ends: one of the list, or a backup's own. */
-function previousEnd(life: Life, lsn: Lsn, floor: Lsn): Lsn {
+function previousEnd(life: Story, lsn: Lsn, floor: Lsn): Lsn {
   let end = floor;
   for (const one of life.records) if (one.endLsn <= lsn && one.endLsn > end) end = one.endLsn;
   for (const { stop } of life.backups) {
