@@ -12,15 +12,14 @@ export interface ArchivedIn {
 export interface ArchiveExpectation {
   /** What `archive_command` should be. */
   command: string;
-  /** Whether the cluster is configured for push. */
-  push: boolean;
-  now: Date;
 }
 
 /** More unarchived segments than this mean that archiving does not keep up. */
 const BACKLOG_WARN = 4n;
+/** A file that waits for longer is not being archived, whatever `failed_count` says. */
+const STUCK_MS = 5 * 60_000;
 
-/** What a primary's archiving settings and its archiver's own words mean. Pure. */
+/** What the archiving settings of a primary that pushes, and its archiver's own words, mean. Pure. */
 export function judgeArchiving(
   sight: ServerSight,
   expected: ArchiveExpectation,
@@ -28,12 +27,6 @@ export function judgeArchiving(
   findings: Findings,
 ): void {
   const { facts } = sight;
-  if (!expected.push) {
-    findings.warn(
-      'its wal.mode is stream, and this version receives WAL by push only',
-      `set wal: { mode: push } and archive_command = '${expected.command}'`,
-    );
-  }
   if (facts.archiveMode === 'off') {
     findings.fail(
       `${facts.server} has archive_mode = off`,
@@ -61,17 +54,14 @@ export function judgeArchiving(
     );
     return;
   }
-  judgeArrival(sight, expected.now, stored, findings);
+  judgeArrival(sight, stored, findings);
 }
 
-function judgeArrival(
-  sight: ServerSight,
-  now: Date,
-  stored: readonly ArchivedIn[],
-  findings: Findings,
-): void {
+function judgeArrival(sight: ServerSight, stored: readonly ArchivedIn[], findings: Findings): void {
   const { facts, archiver } = sight;
   if (archiver === undefined) return;
+  // The server's clock, since the archiver's times are of that one.
+  const now = new Date(Number(sight.wal.facts.now / 1000n));
   const { lastArchived, lastArchivedAt, lastFailed, lastFailedAt } = archiver;
   const failing =
     lastFailedAt !== undefined && (lastArchivedAt === undefined || lastFailedAt > lastArchivedAt);
@@ -81,8 +71,15 @@ function judgeArrival(
       "the server's log has what the archive command said",
     );
   }
+  const stuck = stuckMs(sight, now);
+  if (stuck !== undefined && !failing) {
+    findings.fail(
+      `WAL of ${facts.server} waits to be archived for ${formatDuration(stuck)}, and failed_count does not rise`,
+      'the archive command hangs, or is ended by a signal or a status above 125, which is not counted: see the log of the server',
+    );
+  }
   if (lastArchived === undefined) {
-    if (!failing) {
+    if (!failing && stuck === undefined) {
       findings.warn(
         `${facts.server} has archived nothing yet`,
         'SELECT pg_switch_wal(); and run this check again: it then shows whether WAL arrives',
@@ -103,12 +100,34 @@ function judgeArrival(
     }
   }
   const behind = backlog(lastArchived, archiver.current, facts.walSegmentSize);
-  if (behind !== undefined && behind > BACKLOG_WARN) {
+  if (behind !== undefined && behind > BACKLOG_WARN && stuck === undefined) {
     findings.warn(
       `${behind} segments are written on ${facts.server} and not yet archived`,
       "see whether the archive command is slow or waiting: the server's log and pg_stat_archiver",
     );
   }
+}
+
+/**
+ * For how long nothing has been archived though something waits: by the oldest file that waits where the role may list
+ * them, else by the segments written since the last one that was archived.
+ */
+function stuckMs({ facts, archiver, wal }: ServerSight, now: Date): number | undefined {
+  if (archiver === undefined) return undefined;
+  const behind =
+    archiver.lastArchived === undefined
+      ? undefined
+      : backlog(archiver.lastArchived, archiver.current, facts.walSegmentSize);
+  const since =
+    wal.facts.readyFiles !== undefined
+      ? wal.oldestReadyAt === undefined
+        ? undefined
+        : Number(wal.oldestReadyAt / 1000n)
+      : behind !== undefined && behind > BACKLOG_WARN
+        ? archiver.lastArchivedAt?.getTime()
+        : undefined;
+  const ms = since === undefined ? 0 : now.getTime() - since;
+  return ms > STUCK_MS ? ms : undefined;
 }
 
 /** Full segments between the last archived one and the current one; undefined across timelines and other names. */

@@ -4,74 +4,12 @@ import { test } from 'node:test';
 import { configurationSchema, type ClusterConfiguration } from '../../config/schema.ts';
 import { HoldfastError } from '../../errors.ts';
 import type { ServerFacts } from '../../postgres/inspect-server.ts';
-import { parseLsn } from '../../postgres/lsn.ts';
 import { parseSystemIdentifier } from '../../postgres/system-identifier.ts';
-import { timelineOf } from '../../postgres/timeline.ts';
+import { ARCHIVER, COMMAND, NOW, NOW_MICROS, sight, standby, walSight } from '../../../test/server-sight.ts';
 import { judgeArchiving, type ArchivedIn } from './archive-findings.ts';
 import { Findings, formatFinding, summarizeFindings, type Finding } from './finding.ts';
-import type { ArchiverState, ServerSight } from './see-server.ts';
+import type { ServerSight } from './see-server.ts';
 import { judgeServer, judgeServers } from './server-findings.ts';
-
-const NOW = new Date('2026-01-02T03:04:05Z');
-const COMMAND = '/opt/holdfast/bin/holdfast wal push %p --config /etc/holdfast/holdfast.yaml';
-
-const FACTS: ServerFacts = {
-  systemIdentifier: parseSystemIdentifier('7711133327898090812'),
-  majorVersion: 15,
-  timeline: timelineOf(1),
-  server: 'db1:5432',
-  versionNumber: 150_020,
-  versionText: '15.20',
-  inRecovery: false,
-  walSegmentSize: 16 * 1024 ** 2,
-  blockSize: 8192,
-  dataChecksums: true,
-  archiveMode: 'on',
-  archiveCommand: COMMAND,
-  archiveLibrary: '',
-  walLevel: 'replica',
-  fullPageWrites: true,
-  maxConnections: 100,
-  maxWalSenders: 10,
-  maxReplicationSlots: 10,
-  maxWorkerProcesses: 8,
-  maxPreparedTransactions: 0,
-  maxLocksPerTransaction: 64,
-  canReplicate: true,
-  canSwitchWal: true,
-  canMonitor: true,
-  isSuperuser: false,
-  position: parseLsn('0/5000000'),
-  replay: undefined,
-  warning: undefined,
-} as ServerFacts;
-
-const ARCHIVER: ArchiverState = {
-  lastArchived: '000000010000000000000004',
-  lastArchivedAt: new Date(NOW.getTime() - 30_000),
-  lastFailed: undefined,
-  lastFailedAt: undefined,
-  failedCount: 0,
-  current: '000000010000000000000005',
-};
-
-function sight(facts: Partial<ServerFacts> = {}, rest: Partial<ServerSight> = {}): ServerSight {
-  return {
-    facts: { ...FACTS, ...facts },
-    user: 'holdfast',
-    replication: true,
-    clockSkewMs: 0,
-    toleranceMs: 1,
-    archiver: ARCHIVER,
-    ...rest,
-  };
-}
-
-function standby(facts: Partial<ServerFacts> = {}): ServerSight {
-  const replayed = parseLsn('0/5000000');
-  const replay = { replayed, received: replayed, lagBytes: 0n, lastCommitAgeSeconds: 1 };
-  return sight({ server: 'db2:5432', inRecovery: true, replay, ...facts }, { archiver: undefined });
-}
 
 function cluster(source: object = {}): ClusterConfiguration {
   const checked = configurationSchema.parse({
@@ -95,8 +33,8 @@ function notOk(findings: readonly Finding[]): [string, string][] {
 
 const STORED: ArchivedIn[] = [{ repository: 'local', present: true }];
 
-function archiving(seen: ServerSight, stored = STORED, push = true): Finding[] {
-  return judged((findings) => judgeArchiving(seen, { command: COMMAND, push, now: NOW }, stored, findings));
+function archiving(seen: ServerSight, stored = STORED): Finding[] {
+  return judged((findings) => judgeArchiving(seen, { command: COMMAND }, stored, findings));
 }
 
 test('judgeServer() has nothing against a server that is set up', () => {
@@ -184,8 +122,36 @@ test('judgeArchiving() finds archiving that fails, has not begun, or falls behin
   assert.deepEqual(notOk(archiving(sight({}, { archiver: promoted }))), []);
 });
 
-test('judgeArchiving() says that this version does not stream', () => {
-  assert.match(notOk(archiving(sight(), STORED, false))[0]?.[1] ?? '', /by push only/);
+test('judgeArchiving() finds archiving that stands still though failed_count does not rise', () => {
+  const minutes = (count: bigint): bigint => NOW_MICROS - count * 60_000_000n;
+  const waiting = (at: bigint | undefined, readyFiles = 1): [string, string][] =>
+    notOk(archiving(sight({}, { wal: walSight({ readyFiles }, { oldestReadyAt: at }) })));
+  assert.deepEqual(waiting(minutes(4n)), [], 'it is at work');
+  assert.match(
+    waiting(minutes(6n))[0]?.[1] ?? '',
+    /waits to be archived for 6 min, and failed_count does not/,
+  );
+  assert.deepEqual(waiting(undefined, 0), []);
+
+  // A role that may not list the files: by what was written since the last one that was archived.
+  const behind = {
+    ...ARCHIVER,
+    lastArchivedAt: new Date(NOW.getTime() - 3_600_000),
+    current: '00000001000000000000000B',
+  };
+  const blind = { wal: walSight({ readyFiles: undefined }) };
+  const [found] = notOk(archiving(sight({}, { ...blind, archiver: behind })));
+  assert.equal(found?.[0], 'fail');
+  assert.match(found?.[1] ?? '', /waits to be archived for 1 h/);
+  const idle = { ...behind, current: '000000010000000000000005' };
+  assert.deepEqual(notOk(archiving(sight({}, { ...blind, archiver: idle }))), [], 'nothing is written');
+
+  const failing = { ...ARCHIVER, lastFailed: ARCHIVER.current, lastFailedAt: NOW, failedCount: 3 };
+  const both = sight(
+    {},
+    { wal: walSight({ readyFiles: 1 }, { oldestReadyAt: minutes(9n) }), archiver: failing },
+  );
+  assert.equal(notOk(archiving(both)).length, 1, 'said once');
 });
 
 test('Findings.failure() takes the words and the hint of an error, and passes defects on', () => {

@@ -1,17 +1,16 @@
+import { systemClock } from '../../clock.ts';
 import type { Configuration } from '../../config/configuration.ts';
 import type { ClusterConfiguration } from '../../config/schema.ts';
 import { resolveSecret } from '../../config/secrets.ts';
 import { HoldfastError } from '../../errors.ts';
 import type { Repository } from '../../repository/repository.ts';
-import { readWalHeader } from '../../repository/wal-file.ts';
-import { archiveCommand } from '../launcher-path.ts';
 import { secretSources, type RepositoryOpener } from '../open-repository.ts';
-import { judgeArchiving, type ArchivedIn } from './archive-findings.ts';
 import { checkHost, checkPrograms } from './check-host.ts';
 import { checkRepository } from './check-repository.ts';
 import { Findings, type Finding } from './finding.ts';
 import { seeServer, type ServerSight } from './see-server.ts';
 import { judgeServer, judgeServers } from './server-findings.ts';
+import { judgeWal, surveyWal } from './survey-wal.ts';
 
 export interface CheckRequest {
   configuration: Configuration;
@@ -49,8 +48,7 @@ export async function runChecks(request: CheckRequest): Promise<Finding[]> {
   for (const [name, cluster] of Object.entries(configuration.clusters)) {
     if (request.cluster !== undefined && request.cluster !== name) continue;
     const findings = new Findings(`cluster ${name}`);
-    const required = repositories.filter((one) => one.required).map((one) => one.repository);
-    const seen = await checkCluster(name, cluster, required, request, findings);
+    const seen = await checkCluster(name, cluster, repositories, request, findings);
     for (const { facts } of seen) majors.add(facts.majorVersion);
     report(findings);
   }
@@ -63,16 +61,24 @@ export async function runChecks(request: CheckRequest): Promise<Finding[]> {
 async function checkCluster(
   name: string,
   cluster: ClusterConfiguration,
-  repositories: readonly Repository[],
+  repositories: readonly { repository: Repository; required: boolean }[],
   request: CheckRequest,
   findings: Findings,
 ): Promise<ServerSight[]> {
   const { configuration, environment, signal } = request;
+  const look = {
+    signal,
+    applicationName: 'holdfast check',
+    tryReplication: true,
+    slot: cluster.wal.slot,
+    sampleMs: 0,
+    wait: async (ms: number) => systemClock.sleep(ms, signal),
+  };
   const seen: ServerSight[] = [];
   for (const server of cluster.servers) {
     try {
       const url = await resolveSecret(server, secretSources({ configuration, environment }));
-      const sight = await seeServer(url, signal);
+      const sight = await seeServer(url, look);
       seen.push(sight);
       judgeServer(sight, findings);
     } catch (error) {
@@ -80,38 +86,14 @@ async function checkCluster(
     }
   }
   judgeServers(seen, cluster, findings);
-  const primary = seen.find(({ facts }) => !facts.inRecovery);
-  if (primary === undefined) return seen;
-  const expected = {
-    command: archiveCommand(configuration.file, configuration.clusterNames.length > 1 ? name : undefined),
-    push: cluster.wal.mode === 'push',
-    now: new Date(),
-  };
+  if (seen.length === 0) return seen;
   try {
-    const stored = await whereArchived(name, primary, repositories, signal);
-    judgeArchiving(primary, expected, stored, findings);
+    const survey = { name, cluster, configuration, sights: seen, repositories, signal };
+    judgeWal(await surveyWal(survey), findings);
   } catch (error) {
     findings.failure(error);
   }
   return seen;
-}
-
-/** Asks each repository for what the server believes to have archived last. */
-async function whereArchived(
-  cluster: string,
-  primary: ServerSight,
-  repositories: readonly Repository[],
-  signal: AbortSignal,
-): Promise<ArchivedIn[]> {
-  const last = primary.archiver?.lastArchived;
-  if (last === undefined) return [];
-  const { systemIdentifier } = primary.facts;
-  return Promise.all(
-    repositories.map(async (repository) => {
-      const header = await readWalHeader(repository, { cluster, systemIdentifier }, last, signal);
-      return { repository: repository.name, present: header !== undefined };
-    }),
-  );
 }
 
 /** The error a check with failures ends with. */

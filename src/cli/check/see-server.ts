@@ -2,6 +2,7 @@ import { HoldfastError } from '../../errors.ts';
 import { connect, type Connection } from '../../postgres/connection.ts';
 import { inspectServer } from '../../postgres/inspect-server.ts';
 import { connectReplication } from '../../postgres/replication.ts';
+import { seeWal, type SeeWalOptions, type WalSight } from './see-wal.ts';
 import type { SeenServer } from './server-findings.ts';
 
 /** What `pg_stat_archiver` says of a server. */
@@ -17,6 +18,15 @@ export interface ArchiverState {
 
 export interface ServerSight extends SeenServer {
   archiver: ArchiverState | undefined;
+  wal: WalSight;
+}
+
+export interface SeeServerOptions extends SeeWalOptions {
+  signal: AbortSignal;
+  /** What the sessions call themselves. */
+  applicationName: string;
+  /** Whether to open a replication session as well; without that one counts as possible. */
+  tryReplication: boolean;
 }
 
 interface ArchiverRow {
@@ -28,24 +38,29 @@ interface ArchiverRow {
   current: string | null;
 }
 
-/** Looks at one server: two connections, nothing changed. Errors as `connect` and `inspectServer`. */
-export async function seeServer(url: string, signal: AbortSignal): Promise<ServerSight> {
-  const options = { signal, applicationName: 'holdfast check' };
-  await using connection = await connect(url, options);
+/** Looks at one server: two connections, nothing changed. Errors as `connect`, `inspectServer` and `inspectWal`. */
+export async function seeServer(url: string, options: SeeServerOptions): Promise<ServerSight> {
+  const { signal, applicationName } = options;
+  await using connection = await connect(url, { signal, applicationName });
   const facts = await inspectServer(connection);
   const clock = await clockOf(connection);
   return {
     facts,
     user: connection.user,
-    replication: await tryReplication(url, signal),
+    replication: options.tryReplication ? await tryReplication(url, { signal, applicationName }) : true,
     ...clock,
     archiver: facts.inRecovery ? undefined : await archiverOf(connection),
+    wal: await seeWal(connection, facts, options),
   };
 }
 
-async function tryReplication(url: string, signal: AbortSignal): Promise<SeenServer['replication']> {
+/** Whether a replication session can be opened. */
+export async function tryReplication(
+  url: string,
+  options: { signal: AbortSignal; applicationName: string },
+): Promise<SeenServer['replication']> {
   try {
-    await using connection = await connectReplication(url, { signal, applicationName: 'holdfast check' });
+    await using connection = await connectReplication(url, options);
     await connection.identifySystem();
     return true;
   } catch (error) {
