@@ -1,4 +1,5 @@
 import { HoldfastError } from '../errors.ts';
+import { releaseBuffer } from '../stream/release.ts';
 import { compressFrame, decompressFrame } from '../stream/zstd.ts';
 
 /** Plain bytes of one frame of a stored WAL file; the last frame of a file may be shorter. */
@@ -18,23 +19,32 @@ export interface WalFrame extends WalFrameSize {
 }
 
 /**
- * Compresses pieces (each becomes a frame) on several cores, in order. Each frame is decompressed and compared with its
- * piece before it is yielded: a compressor bug or bad memory throws `checksum-mismatch` and nothing wrong is stored.
+ * Compresses pieces (each becomes a frame) on several cores, in order, as `compressProven` does.
  */
 export async function* compressFrames(
   pieces: Iterable<Buffer> | AsyncIterable<Buffer>,
-  compress: (plain: Buffer) => Promise<Buffer> = compressFrame,
+  compress: (plain: Buffer) => Promise<Buffer> = compressWal,
 ): AsyncGenerator<WalFrame> {
-  yield* inOrder(pieces, async (plain) => {
-    const bytes = await compress(plain);
-    const back = await decompressFrame(bytes, plain.length);
-    if (!back.equals(plain)) {
-      throw new HoldfastError('checksum-mismatch', 'a compressed frame did not decompress to what went in', {
-        hint: "nothing wrong was stored, but this machine's memory or libraries cannot be trusted: test the memory",
-      });
-    }
-    return { bytes, storedBytes: bytes.length, sizeBytes: plain.length };
-  });
+  yield* inOrder(pieces, async (plain) => compressProven(plain, compress));
+}
+
+/**
+ * One frame, which is decompressed and compared with what went in before it is given out: a compressor bug or bad memory
+ * throws `checksum-mismatch` and nothing wrong is stored. `plain` must not change until this has settled.
+ */
+export async function compressProven(
+  plain: Buffer,
+  compress: (plain: Buffer) => Promise<Buffer> = compressWal,
+): Promise<WalFrame> {
+  const bytes = await compress(plain);
+  const back = await decompressFrame(bytes, plain.length);
+  if (!back.equals(plain)) {
+    throw new HoldfastError('checksum-mismatch', 'a compressed frame did not decompress to what went in', {
+      hint: "nothing wrong was stored, but this machine's memory or libraries cannot be trusted: test the memory",
+    });
+  }
+  releaseBuffer(back);
+  return { bytes, storedBytes: bytes.length, sizeBytes: plain.length };
 }
 
 /**
@@ -46,6 +56,10 @@ export async function* decompressFrames(
   frames: readonly WalFrameSize[],
 ): AsyncGenerator<Buffer> {
   yield* inOrder(cut(source, frames), async ({ bytes, sizeBytes }) => decompressFrame(bytes, sizeBytes));
+}
+
+async function compressWal(plain: Buffer): Promise<Buffer> {
+  return compressFrame(plain, { wal: true });
 }
 
 /** Cuts a buffer into pieces of a frame each; views, not copies. */

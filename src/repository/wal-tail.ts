@@ -5,8 +5,7 @@ import { sealKindOf } from '../seal/sealers.ts';
 import { type TimelineId, formatTimeline, parseTimeline } from '../postgres/timeline.ts';
 import { isWalSegmentName, type WalSegmentName } from '../postgres/wal-segment.ts';
 import { blake3Hex } from '../stream/hash.ts';
-import { releaseBuffer } from '../stream/release.ts';
-import { compressFrame, decompressFrame } from '../stream/zstd.ts';
+import { decompressFrame } from '../stream/zstd.ts';
 import {
   type ClusterIdentity,
   walTailPrefix,
@@ -15,6 +14,7 @@ import {
 } from './layout.ts';
 import type { Repository } from './repository.ts';
 import { collect, putSealed } from './sealed-object.ts';
+import { compressProven } from './wal-frames.ts';
 
 /** One tail is one zstd frame, held in memory whole: longer stretches are cut. */
 export const TAIL_MAX_BYTES = 16 * 1024 * 1024;
@@ -79,14 +79,7 @@ export async function prepareTail(
   if (bytes.length === 0 || bytes.length > TAIL_MAX_BYTES) {
     throw new HoldfastError('assertion', `a tail cannot have ${bytes.length} bytes`);
   }
-  const frame = await compressFrame(bytes, { wal: true });
-  const back = await decompressFrame(frame, bytes.length);
-  if (!back.equals(bytes)) {
-    throw new HoldfastError('checksum-mismatch', 'a compressed tail did not decompress to what went in', {
-      hint: "nothing wrong was stored, but this machine's memory or libraries cannot be trusted: test the memory",
-    });
-  }
-  releaseBuffer(back);
+  const { bytes: frame } = await compressProven(bytes);
   const hash = blake3Hex(bytes).slice(0, HASH_DIGITS);
   return { segment, from, to: from + bytes.length, lastCommitTime, hash, frame };
 }

@@ -1,6 +1,7 @@
 import { constants, zstdCompress, zstdDecompress } from 'node:zlib';
 
 import { HoldfastError } from '../errors.ts';
+import { releaseBuffer } from './release.ts';
 
 /** The default level: pgBackRest's and the `zstd` tool's. */
 const ZSTD_LEVEL = 3;
@@ -8,6 +9,8 @@ const ZSTD_LEVEL = 3;
 export interface FrameTuning {
   /** The content is pages of relations, which resemble their neighbours more than what is far. */
   pages?: boolean;
+  /** The content is WAL: records and page images that resemble what came shortly before. */
+  wal?: boolean;
 }
 
 /**
@@ -21,6 +24,16 @@ const PAGE_PARAMETERS = {
 };
 
 /**
+ * Smaller tables than the level takes for large inputs: 192 KiB, which fit in a core's cache. Measured on WAL of pgbench
+ * (records, page images) and of bulk loads with text and JSON: 25 to 30 % less processor time for -1.4 to +0.4 % bytes.
+ */
+const WAL_PARAMETERS = {
+  [constants.ZSTD_c_windowLog]: 21,
+  [constants.ZSTD_c_hashLog]: 14,
+  [constants.ZSTD_c_chainLog]: 15,
+};
+
+/**
  * Compresses one buffer to one zstd frame (RFC 8878) with the content size and a checksum in it. Runs on libuv's pool
  * in a single call; several may be in flight.
  */
@@ -29,11 +42,12 @@ export function compressFrame(plain: Buffer, tuning: FrameTuning = {}): Promise<
     zstdCompress(
       plain,
       {
-        chunkSize: outputChunk(plain.length),
+        chunkSize: tuning.wal === true ? compressBound(plain.length) : outputChunk(plain.length),
         pledgedSrcSize: plain.length,
         params: {
           [constants.ZSTD_c_compressionLevel]: ZSTD_LEVEL,
           ...(tuning.pages === true && PAGE_PARAMETERS),
+          ...(tuning.wal === true && WAL_PARAMETERS),
           [constants.ZSTD_c_contentSizeFlag]: 1,
           [constants.ZSTD_c_checksumFlag]: 1,
         },
@@ -86,7 +100,20 @@ function outputChunk(sizeBytes: number): number {
   return Math.max(1024, sizeBytes >> 2);
 }
 
+/**
+ * The most a frame can take (`ZSTD_COMPRESSBOUND` of zstd.h, and room for the frame's checksum). With that much room zstd
+ * compresses straight from the input, without a copy of it; what is not written to is never cleared by the kernel.
+ */
+function compressBound(sizeBytes: number): number {
+  const small = 128 * 1024;
+  return 64 + sizeBytes + (sizeBytes >> 8) + (sizeBytes < small ? (small - sizeBytes) >> 11 : 0);
+}
+
 /** A small result must not keep the large output buffer it is a view of alive. */
 function ownBytes(out: Buffer): Buffer {
-  return out.length * 2 > out.buffer.byteLength ? out : Buffer.from(out);
+  if (out.length * 2 > out.buffer.byteLength) return out;
+  const own = Buffer.from(out);
+  // Nobody else has seen it.
+  releaseBuffer(out);
+  return own;
 }
