@@ -18,7 +18,6 @@ export const ERRORS = {
   'check-failed': { exit: 3, retryable: false },
   'repository-behind': { exit: 3, retryable: true },
   'wal-behind': { exit: 3, retryable: true },
-  'wal-behind': { exit: 3, retryable: true },
   'repository-missing': { exit: 10, retryable: false },
   'repository-mismatch': { exit: 10, retryable: false },
   'repository-locked': { exit: 11, retryable: true },

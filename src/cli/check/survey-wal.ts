@@ -79,7 +79,8 @@ export async function surveyWal(request: SurveyRequest): Promise<WalSurvey> {
   // A commit of this very second is on its way: only what does not arrive in time is behind.
   const streaming = mode === 'stream' && sights.some((sight) => isHeldByUs(sight, slot));
   const deadline = performance.now() + Math.min(tailInterval + ARRIVAL_SPARE_MS, LONGEST_ARRIVAL_MS);
-  while (streaming && performance.now() < deadline && stored.some((one) => isLate(one, expected))) {
+  const isWorthALook = (): boolean => streaming && stored.some((one) => isLate(one, expected));
+  while (performance.now() < deadline && isWorthALook()) {
     await systemClock.sleep(LOOK_AGAIN_MS, signal);
     stored = await look();
   }

@@ -66,9 +66,10 @@ async function run({ arguments: [name = ''], context }: Invocation): Promise<voi
 async function seeServers(
   servers: readonly string[],
   slot: string,
-  { environment, signal, configuration }: CommandContext,
+  context: CommandContext,
 ): Promise<{ sights: ServerSight[]; silent: SilentServer[] }> {
-  const sources = secretSources({ configuration: await configuration(), environment });
+  const { environment, signal } = context;
+  const sources = secretSources({ configuration: await context.configuration(), environment });
   const sights: ServerSight[] = [];
   const silent: SilentServer[] = [];
   await Promise.all(
