@@ -24,14 +24,16 @@ import { fileFacts } from '../wal/push-ahead.ts';
 import { launcherPath } from './launcher-path.ts';
 import {
   acknowledgementDirectory,
-  configurationFacts,
-  leaveAcknowledgements,
+  prepareAcknowledgements,
   removeOldAcknowledgements,
 } from './wal-acknowledgement.ts';
 
 const NAME = '0000000100000000000000A3';
 /** What the program would end with: the launcher alone can only end with 0. */
 const NODE_RAN = 77;
+
+/** A configuration that is only just written is not relied on. */
+const later = (): number => Date.now() + 5000;
 
 interface Place {
   data: string;
@@ -69,11 +71,10 @@ async function place(t: TestContext): Promise<Place> {
     path,
     words,
     leave(given = {}) {
-      const configFacts = configurationFacts(config, Date.now() + 5000);
-      assert.ok(configFacts !== undefined);
       const facts = fileFacts(lstatSync(join(data, path), { bigint: true }));
       const said = { config: given.config ?? config, cluster: given.cluster };
-      leaveAcknowledgements(directory, said, configFacts, [{ path, facts }]);
+      const prepared = prepareAcknowledgements(directory, said, config, later);
+      prepared?.leave([{ path, facts }]);
     },
     acknowledgements: async () => readdir(directory),
     status(given = words, environment = { XDG_CACHE_HOME: cache }, cwd = data) {
@@ -246,7 +247,7 @@ test('bin/holdfast wal push starts Node where the folder of words is a link or w
   assert.equal(at.status(), 0);
 });
 
-test('leaveAcknowledgements() uses no folder that others may write to', async (t) => {
+test('prepareAcknowledgements() uses no folder that others may write to', async (t) => {
   const at = await place(t);
   const directory = acknowledgementDirectory(join(at.cache, 'holdfast'));
   await mkdir(directory);
@@ -258,12 +259,32 @@ test('leaveAcknowledgements() uses no folder that others may write to', async (t
   assert.equal((await at.acknowledgements()).length, 1);
 });
 
-test('configurationFacts() says nothing of a file that may just be changing, or is not there', async (t) => {
-  const { config } = await place(t);
-  assert.equal(configurationFacts(config, Date.now()), undefined);
-  assert.equal(configurationFacts(config, Date.now() - 60_000), undefined);
-  assert.equal(typeof configurationFacts(config, Date.now() + 5000), 'string');
-  assert.equal(configurationFacts(`${config}.not`, Date.now() + 5000), undefined);
+test('prepareAcknowledgements() gives nothing where word could not be relied on, or was not taken', async (t) => {
+  const { data, config, cache, path, leave } = await place(t);
+  const directory = acknowledgementDirectory(join(cache, 'holdfast'));
+  const file = join(data, path);
+  const prepare = (nowMs: () => number, name = config): unknown =>
+    prepareAcknowledgements(directory, { config: name, cluster: undefined }, file, nowMs);
+  assert.equal(prepare(Date.now), undefined, 'the configuration is only just written');
+  assert.equal(
+    prepare(() => Date.now() - 60_000),
+    undefined,
+    'it is of the future',
+  );
+  assert.equal(prepare(later, `${config}.not`), undefined, 'there is none');
+  assert.ok(prepare(later) !== undefined);
+  leave();
+  assert.equal(prepare(later), undefined, 'the launcher did not take it');
+});
+
+test('leave() says nothing where the configuration has changed meanwhile', async (t) => {
+  const at = await place(t);
+  const directory = acknowledgementDirectory(join(at.cache, 'holdfast'));
+  const words = { config: at.config, cluster: undefined };
+  const prepared = prepareAcknowledgements(directory, words, at.config, later);
+  await appendFile(at.config, '#\n');
+  prepared?.leave([{ path: at.path, facts: fileFacts(lstatSync(join(at.data, at.path), { bigint: true })) }]);
+  assert.deepEqual(await at.acknowledgements(), []);
 });
 
 test('removeOldAcknowledgements() removes what is used up, too old or of the future, and nothing else', async (t) => {

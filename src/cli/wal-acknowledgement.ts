@@ -1,5 +1,6 @@
 import {
   chmodSync,
+  existsSync,
   lstatSync,
   mkdirSync,
   readdirSync,
@@ -19,7 +20,7 @@ const VALID_SECONDS = 30;
 const FORMAT = 'holdfast wal acknowledgement 1';
 
 /** What PostgreSQL's command says, as far as an acknowledgement depends on it. */
-export interface PushWords {
+interface PushWords {
   config: string;
   cluster: string | undefined;
 }
@@ -30,7 +31,7 @@ export function acknowledgementDirectory(cacheDirectory: string): string {
 }
 
 /** What tells one content of the configuration from another, following links; undefined where it may just be changing. */
-export function configurationFacts(file: string, nowMs: number): string | undefined {
+function configurationFacts(file: string, nowMs: number): string | undefined {
   try {
     const { mtimeMs, ctimeMs } = statSync(file);
     if (nowMs - Math.max(mtimeMs, ctimeMs) < 2000) return undefined;
@@ -40,32 +41,59 @@ export function configurationFacts(file: string, nowMs: number): string | undefi
   }
 }
 
+/** Word for `bin/holdfast` that files are stored, so that it need not start this program when PostgreSQL asks for them. */
+export interface Acknowledgements {
+  /**
+   * Called only when every required repository has confirmed each of the files. Best effort: never throws.
+   * `docs/decisions/0005-acknowledgements-by-the-launcher.md` says why this cannot answer for a file that is not stored.
+   */
+  leave: (files: readonly PushedAhead[]) => void;
+}
+
 /**
- * Leaves word for `bin/holdfast` that these files are stored, so that it need not start this program when PostgreSQL asks
- * for them. Called only when every required repository has confirmed each of them. Best effort: never throws.
- * `docs/decisions/0005` says why this cannot answer for a file that is not stored.
+ * Finds out whether word can be left here for commands with these words; undefined where it cannot, or where the launcher
+ * did not take the word there is for `path`, the file that is asked for now (it has no `stat` of GNU, say): then storing
+ * more than is asked for would be work for nothing.
  */
-export function leaveAcknowledgements(
+export function prepareAcknowledgements(
   directory: string,
   words: PushWords,
-  configFacts: string,
-  files: readonly PushedAhead[],
-): void {
+  path: string,
+  nowMs: () => number = Date.now,
+): Acknowledgements | undefined {
   const { config, cluster = '' } = words;
+  const configFacts = configurationFacts(config, nowMs());
+  if (configFacts === undefined) return undefined;
   try {
     makePrivate(directory);
-    const given = bootTime();
-    for (const { path, facts } of files) {
-      if ([path, config, cluster].some((word) => word.includes('\n'))) continue;
-      const lines = [FORMAT, given, facts, configFacts, path, config, cluster];
-      const file = join(directory, `${basename(path)}.${facts.split(' ', 1)[0]}`);
-      const temporary = join(directory, `${process.pid}.tmp`);
-      writeFileSync(temporary, `${lines.join('\n')}\n`, { mode: 0o600 });
-      renameSync(temporary, file);
-    }
+    bootTime();
+    const own = join(directory, acknowledgementName(path, fileFacts(lstatSync(path, { bigint: true }))));
+    if (existsSync(own)) return undefined;
   } catch {
-    // PostgreSQL asks, and this program answers.
+    return undefined;
   }
+  return {
+    leave(files) {
+      if (configurationFacts(config, nowMs()) !== configFacts) return;
+      try {
+        const given = bootTime();
+        for (const { path: file, facts } of files) {
+          if ([file, config, cluster].some((word) => word.includes('\n'))) continue;
+          const lines = [FORMAT, given, facts, configFacts, file, config, cluster];
+          const temporary = join(directory, `${process.pid}.tmp`);
+          writeFileSync(temporary, `${lines.join('\n')}\n`, { mode: 0o600 });
+          renameSync(temporary, join(directory, acknowledgementName(file, facts)));
+        }
+      } catch {
+        // PostgreSQL asks, and this program answers.
+      }
+    },
+  };
+}
+
+/** The inode is in the name, so that clusters of one user do not get into each other's way. */
+function acknowledgementName(path: string, facts: string): string {
+  return `${basename(path)}.${facts.split(' ', 1)[0]}`;
 }
 
 /** Removes acknowledgements that are used up or too old. Never throws. */

@@ -22,6 +22,8 @@ const IN_FLIGHT_BYTES = 64 * 1024 * 1024;
 const IN_FLIGHT_MAX = 4;
 
 export interface AheadOptions extends PushOptions {
+  /** Default true. */
+  lookAhead?: boolean;
   /** By a clock that does not jump, milliseconds. */
   elapsedMs?: () => number;
 }
@@ -42,7 +44,7 @@ export async function pushWithAhead(
   options: AheadOptions,
 ): Promise<{ result: PushResult; ahead: PushedAhead[] }> {
   const { path, elapsedMs = () => performance.now() } = options;
-  const { names, inFlight } = await planAhead(path);
+  const { names, inFlight } = options.lookAhead === false ? NOTHING : await planAhead(path);
   const identified = Promise.withResolvers<ClusterIdentity>();
   const own = pushOne(options, { identified: identified.resolve });
   // Awaited at the end; a failure before that must not count as unhandled.
@@ -95,21 +97,29 @@ async function pushNext(
   }
 }
 
+interface AheadPlan {
+  names: readonly WalSegmentName[];
+  /** Files stored at once, the one asked for included. */
+  inFlight: number;
+}
+
+const NOTHING: AheadPlan = { names: [], inFlight: 1 };
+
 /**
  * Which segments follow in the same directory that PostgreSQL has marked as ready, without a hole; none where `path` is
  * not in the `pg_wal` of a data directory, or is no segment that is marked so itself.
  */
-async function planAhead(path: string): Promise<{ names: WalSegmentName[]; inFlight: number }> {
+async function planAhead(path: string): Promise<AheadPlan> {
   const name = basename(path);
   const ready = (segment: string): boolean =>
     existsSync(join(dirname(path), 'archive_status', `${segment}.ready`));
   const names: WalSegmentName[] = [];
-  if (!isWalSegmentName(name) || !ready(name)) return { names, inFlight: 1 };
+  if (!isWalSegmentName(name) || !ready(name)) return NOTHING;
   const size = await lstat(path).then(
     (info) => info.size,
     () => 0,
   );
-  if (!isWalSegmentSize(size)) return { names, inFlight: 1 };
+  if (!isWalSegmentSize(size)) return NOTHING;
   for (let next = nextSegmentName(name, size); names.length < AHEAD_MAX && ready(next);) {
     names.push(next);
     next = nextSegmentName(next, size);

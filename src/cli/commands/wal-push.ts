@@ -9,8 +9,7 @@ import { coreConfiguration } from '../core-configuration.ts';
 import { openNamed, type RepositoryOpener, requiredRepositories } from '../open-repository.ts';
 import {
   acknowledgementDirectory,
-  configurationFacts,
-  leaveAcknowledgements,
+  prepareAcknowledgements,
   removeOldAcknowledgements,
 } from '../wal-acknowledgement.ts';
 
@@ -44,7 +43,6 @@ async function run({ arguments: [path = ''], options, context }: Invocation): Pr
   const { environment, directory, configFile, signal, output } = context;
   const acknowledged = acknowledgementDirectory(cacheDirectory(environment));
   removeOldAcknowledgements(acknowledged, Date.now());
-  const facts = configFile === undefined ? undefined : configurationFacts(configFile, Date.now());
   const configuration = await coreConfiguration({ named: configFile, directory, environment });
   const named = textOption(options, 'cluster');
   const adopt = textOption(options, 'adopt');
@@ -57,10 +55,17 @@ async function run({ arguments: [path = ''], options, context }: Invocation): Pr
   const required = requiredRepositories(configuration);
   const repositories = await Promise.all(required.map(async (one) => openNamed(one, opener)));
   const optional = await optionalRepositories(opener);
+  // A repository whose address is not in the configuration file might be another one in the next second.
+  const told = required.every(({ url }) => !url.startsWith('env:'));
+  const acknowledgements =
+    configFile !== undefined && told && adopt === undefined
+      ? prepareAcknowledgements(acknowledged, { config: configFile, cluster: named }, path)
+      : undefined;
   const { result, ahead } = await pushWithAhead({
     path,
     repositories,
     ...(optional && { optional }),
+    lookAhead: acknowledgements !== undefined,
     cluster: {
       configured: configuration.clusterNames,
       ...(named !== undefined && { named }),
@@ -71,13 +76,7 @@ async function run({ arguments: [path = ''], options, context }: Invocation): Pr
     now: () => new Date(),
     signal,
   });
-  // A repository whose address is not in the configuration file might be another one in the next second.
-  const told = required.every(({ url }) => !url.startsWith('env:'));
-  if (configFile !== undefined && facts !== undefined && told && adopt === undefined && ahead.length > 0) {
-    if (configurationFacts(configFile, Date.now()) === facts) {
-      leaveAcknowledgements(acknowledged, { config: configFile, cluster: named }, facts, ahead);
-    }
-  }
+  acknowledgements?.leave(ahead);
   const { name, kind, identity, sizeBytes, hash, stored } = result;
   // PostgreSQL puts whatever is printed into its log, so a success says nothing.
   output.result({ name, kind, ...identity, sizeBytes, hash, stored, ahead: ahead.length }, () =>
