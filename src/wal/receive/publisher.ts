@@ -140,14 +140,17 @@ export class Publisher {
     const { name, file } = segment;
     const summary = segment.summary();
     if (summary.damage !== undefined) this.#options.damaged(name, summary.damage);
-    await this.#storeFile(file.path, name, { ...summary }, previous);
+    const content = segment.content();
+    const wal = { ...summary };
+    if (content === undefined) await this.#storeFile(file.path, name, wal, previous);
+    else await this.#storeContent({ ...content, modifiedAt: this.#options.clock.now(), wal }, previous);
     await lastTail;
     await Promise.all(
       this.#options.required.map(async (repository) =>
         dropTails(repository, this.#options.identity, segment.name, this.#options.signal),
       ),
     );
-    await file.discard();
+    await segment.discard();
     this.#commitTime = summary.lastCommitTime ?? this.#commitTime;
     this.#options.committed(segment);
     this.#raise(segment.end);
@@ -165,17 +168,22 @@ export class Publisher {
     wal: WalFileToStore['wal'],
     previous: Promise<void>,
   ): Promise<void> {
-    const { required, identity, host, clock, signal } = this.#options;
     await using source = await openWalSource(path);
     source.prepare();
+    const { sizeBytes, modifiedAt } = source;
     const file: WalFileToStore = {
       name,
-      sizeBytes: source.sizeBytes,
-      modifiedAt: source.modifiedAt,
+      sizeBytes,
+      modifiedAt,
       hash: await source.hash(),
       frames: () => source.frames(),
       ...(wal && { wal }),
     };
+    await this.#storeContent(file, previous);
+  }
+
+  async #storeContent(file: WalFileToStore, previous: Promise<void>): Promise<void> {
+    const { required, identity, host, clock, signal } = this.#options;
     await Promise.all(
       required.map(async (repository) =>
         this.#persist(repository, async () =>

@@ -15,6 +15,7 @@ import type { OpenSource } from './choose-source.ts';
 import { planStart, type StartPlace } from './plan-start.ts';
 import type { Publisher } from './publisher.ts';
 import { type ReceivedSegment, receiveSegment } from './received-segment.ts';
+import { PiecePool } from './segment-frames.ts';
 import type { SegmentSpool } from './segment-spool.ts';
 import { readStoredReach } from './stored-reach.ts';
 
@@ -177,6 +178,7 @@ function isRemoved(error: unknown): boolean {
 class Stream {
   readonly #options: SessionOptions;
   readonly #place: StartPlace;
+  readonly #pool = new PiecePool();
   #control: WalStreamControl | undefined;
   #segment: ReceivedSegment | undefined;
   /** Bytes that came while the next segment's file was being made are not lost: the sink waits for it. */
@@ -241,7 +243,7 @@ class Stream {
     this.#segment = undefined;
     if (segment !== undefined && !segment.isComplete) {
       await publisher.tail(segment);
-      await segment.file.discard();
+      await segment.discard();
     }
     await publisher.settle();
     this.#report();
@@ -254,7 +256,7 @@ class Stream {
     if (systemIdentifier !== identity.systemIdentifier) {
       throw new HoldfastError('assertion', 'the server belongs to another cluster');
     }
-    return receiveSegment(spool, { timeline, segment, segmentSize, systemIdentifier });
+    return receiveSegment(spool, this.#pool, { timeline, segment, segmentSize, systemIdentifier });
   }
 
   #write(bytes: Buffer): Promise<void> | undefined {
@@ -264,7 +266,7 @@ class Stream {
     this.#received = segment.received;
     if (!segment.isComplete) {
       if (this.#options.synchronous) this.#tick();
-      return undefined;
+      return this.#pool.room();
     }
     return this.#nextSegment(segment, bytes.subarray(taken));
   }

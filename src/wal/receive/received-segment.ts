@@ -4,7 +4,13 @@ import type { SystemIdentifier } from '../../postgres/system-identifier.ts';
 import type { TimelineId } from '../../postgres/timeline.ts';
 import { segmentStart, walSegmentName, type WalSegmentName } from '../../postgres/wal-segment.ts';
 import { createWalSummarizer, type WalSummary } from '../../postgres/wal-summary.ts';
+import { checkWalSegment, LONG_HEADER_BYTES } from '../../postgres/wal-page.ts';
+import type { WalFileToStore } from '../../repository/wal-file.ts';
+import { type PiecePool, SegmentFrames } from './segment-frames.ts';
 import type { SegmentSpool, SpoolFile } from './segment-spool.ts';
+
+/** Larger segments are compressed from their spool file when they are complete, not held in memory. */
+const IN_MEMORY_BYTES = 64 * 1024 * 1024;
 
 export interface SegmentPlace {
   timeline: TimelineId;
@@ -29,15 +35,33 @@ export interface ReceivedSegment {
   lastCommitTime(): bigint | undefined;
   /** Of a complete segment. */
   summary(): WalSummary;
+  /** A complete segment ready to be stored; undefined where it has to be read from its file. */
+  content(): Omit<WalFileToStore, 'modifiedAt' | 'wal'> | undefined;
+  /** Nothing more will come and nothing is to be stored: closes and removes what there is. */
+  discard(): Promise<void>;
 }
 
-export async function receiveSegment(spool: SegmentSpool, place: SegmentPlace): Promise<ReceivedSegment> {
+/** Begins a segment. `append` throws `wal-invalid` or `cluster-mismatch` where its first page is not what it must be. */
+export async function receiveSegment(
+  spool: SegmentSpool,
+  pool: PiecePool,
+  place: SegmentPlace,
+): Promise<ReceivedSegment> {
   const { timeline, segment, segmentSize, systemIdentifier } = place;
   const name = walSegmentName(timeline, segment, segmentSize);
   const start = segmentStart(segment, segmentSize);
   const file = await spool.create(name);
   const summarizer = createWalSummarizer({ start, segmentSize, timeline, systemIdentifier });
   let summary: WalSummary | undefined;
+  const frames = segmentSize <= IN_MEMORY_BYTES ? new SegmentFrames(pool) : undefined;
+  let isChecked = false;
+  const checkFirstPage = (own: Buffer): void => {
+    // A server sends pages whole; where it does not, replay would still notice.
+    isChecked = true;
+    if (own.length >= LONG_HEADER_BYTES) {
+      checkWalSegment(own, { name, sizeBytes: segmentSize, segmentSize, systemIdentifier });
+    }
+  };
   return {
     name,
     timeline,
@@ -53,14 +77,24 @@ export async function receiveSegment(spool: SegmentSpool, place: SegmentPlace): 
     append(bytes) {
       const taken = Math.min(bytes.length, segmentSize - file.sizeBytes);
       const own = taken === bytes.length ? bytes : bytes.subarray(0, taken);
+      if (!isChecked) checkFirstPage(own);
       file.append(own);
       summarizer.push(own);
+      frames?.append(own);
       return taken;
     },
     lastCommitTime: () => summarizer.lastCommitTime(),
     summary() {
       if (file.sizeBytes !== segmentSize) throw new HoldfastError('assertion', `${name} is not complete`);
       return (summary ??= summarizer.finish());
+    },
+    content() {
+      if (frames === undefined) return undefined;
+      return { name, sizeBytes: segmentSize, hash: frames.finish(), frames: () => frames.frames() };
+    },
+    async discard() {
+      await frames?.release();
+      await file.discard();
     },
   };
 }

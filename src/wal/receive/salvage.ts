@@ -8,7 +8,7 @@ import { createWalSummarizer } from '../../postgres/wal-summary.ts';
 import type { ClusterIdentity } from '../../repository/layout.ts';
 import type { Repository } from '../../repository/repository.ts';
 import { readWalHeader, storeWalFile } from '../../repository/wal-file.ts';
-import { findTailChain, prepareTail, storeTail, TAIL_MAX_BYTES } from '../../repository/wal-tail.ts';
+import { findTailChain, prepareTail, storeTail, TAIL_PIECE_BYTES } from '../../repository/wal-tail.ts';
 import { openWalSource } from '../wal-source.ts';
 import type { SegmentSpool } from './segment-spool.ts';
 
@@ -66,8 +66,8 @@ async function soundPart(
   if (segmentSize === undefined) return undefined;
   const start = segmentStart(parseWalSegmentName(name, segmentSize).segmentNumber, segmentSize);
   const summarizer = createWalSummarizer({ start, segmentSize, partial: size < segmentSize });
-  for (let at = 0; at < size; at += TAIL_MAX_BYTES) {
-    summarizer.push(await readPart(handle, at, Math.min(size, at + TAIL_MAX_BYTES)));
+  for (let at = 0; at < size; at += TAIL_PIECE_BYTES) {
+    summarizer.push(await readPart(handle, at, Math.min(size, at + TAIL_PIECE_BYTES)));
   }
   const { endLsn, damage } = summarizer.finish();
   const isWhole = size === segmentSize && damage === undefined;
@@ -112,8 +112,8 @@ async function storeBeginning(
 ): Promise<number> {
   if ((await readWalHeader(repository, identity, name, signal)) !== undefined) return 0;
   const already = (await findTailChain(repository, identity, name, signal))?.end ?? 0;
-  for (let from = already; from < sound.sizeBytes; from += TAIL_MAX_BYTES) {
-    const to = Math.min(sound.sizeBytes, from + TAIL_MAX_BYTES);
+  for (let from = already; from < sound.sizeBytes; from += TAIL_PIECE_BYTES) {
+    const to = Math.min(sound.sizeBytes, from + TAIL_PIECE_BYTES);
     const bytes = await readPart(handle, from, to);
     await storeTail(repository, identity, await prepareTail(name, from, bytes, sound.lastCommitTime), signal);
   }

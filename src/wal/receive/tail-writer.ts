@@ -9,10 +9,11 @@ import {
   prepareTail,
   type PreparedTail,
   storeTail,
-  TAIL_MAX_BYTES,
+  TAIL_PIECE_BYTES,
   type WalTail,
 } from '../../repository/wal-tail.ts';
 import { blake3Hex } from '../../stream/hash.ts';
+import { releaseBuffer } from '../../stream/release.ts';
 import type { SpoolFile } from './segment-spool.ts';
 
 /** Writes the tails of one segment into any number of repositories. */
@@ -55,7 +56,7 @@ export function createTailWriter(segment: WalSegmentName, identity: ClusterIdent
         stored.get(repository.name) ?? (await earlierTails(repository, identity, file, segment, end, signal));
       stored.set(repository.name, tails);
       for (let from = planTailStart(tails, end); from < end; from = tails.at(-1)?.to ?? 0) {
-        const to = Math.min(end, from + TAIL_MAX_BYTES);
+        const to = Math.min(end, from + TAIL_PIECE_BYTES);
         // The commit may lie in a later piece; then an earlier piece does not know of it.
         const tail = await storeTail(
           repository,
@@ -118,7 +119,9 @@ async function earlierTails(
   for (const tail of chainTails(listed)?.tails ?? []) {
     // What begins within another one, or reaches further than what has come so far, is written anew.
     if (tail.from !== at || tail.to > end) break;
-    const hash = blake3Hex(await file.read(tail.from, tail.to));
+    const bytes = await file.read(tail.from, tail.to);
+    const hash = blake3Hex(bytes);
+    releaseBuffer(bytes);
     if (!hash.startsWith(tail.hash)) throw conflict(repository, segment, tail);
     kept.push(tail);
     at = tail.to;
