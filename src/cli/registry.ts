@@ -20,6 +20,10 @@ export const COMMANDS: readonly Entry[] = [
   { name: 'wal push', load: async () => (await import('./commands/wal-push.ts')).walPush },
   { name: 'wal catch-up', load: async () => (await import('./commands/wal-catch-up.ts')).walCatchUp },
   { name: 'wal fetch', load: async () => (await import('./commands/wal-fetch.ts')).walFetch },
+  {
+    name: 'wal prefetch',
+    load: async () => (await import('./commands/wal-prefetch.ts')).walPrefetch,
+  },
   { name: 'demo', load: async () => (await import('./commands/demo.ts')).demo },
 ];
 

@@ -1,16 +1,16 @@
-import { setTimeout as sleep } from 'node:timers/promises';
+import { spawn } from 'node:child_process';
 
-import type { RepositoryConfiguration } from '../../config/configuration.ts';
-import { parseDuration } from '../../config/durations.ts';
-import { HoldfastError } from '../../errors.ts';
-import { parseLsn } from '../../postgres/lsn.ts';
-import { parseSystemIdentifier } from '../../postgres/system-identifier.ts';
-import type { Repository } from '../../repository/repository.ts';
-import { fetchWal, type FetchResult } from '../../wal/fetch.ts';
-import { localControlData } from '../../wal/local-cluster.ts';
-import { listOption, textOption, type CommandSpec, type Invocation } from '../command.ts';
-import { coreConfiguration } from '../core-configuration.ts';
-import { namedRepository, openNamed, type RepositoryOpener } from '../open-repository.ts';
+import type { FetchResult } from '../../wal/fetch.ts';
+import { afterDelivery } from '../../wal/prefetch-start.ts';
+import type { CommandContext, CommandSpec, Invocation } from '../command.ts';
+import { FETCH_OPTIONS, fetchFromAll, isEnough, readFetchRequest } from '../fetch-request.ts';
+import { launcherPath } from '../launcher-path.ts';
+
+/**
+ * The launcher's own reading of the command line, without the file's name and path, a word a line: a prefetch process
+ * serves only requests with the same words. Not set where there is something in it that only this program understands.
+ */
+export const WORDS_VARIABLE = 'HOLDFAST_PREFETCH_WORDS';
 
 /** Thrown for a proven absence: not an error, but not a success either. */
 export class WalAbsent extends Error {
@@ -28,19 +28,7 @@ retrying, so that recovery stops instead of opening a database that ends too ear
     { name: 'name', summary: 'the file PostgreSQL asks for (%f)' },
     { name: 'path', summary: 'where it is to be (%p)' },
   ],
-  options: [
-    {
-      flags: '--cluster <name>',
-      summary: 'the cluster it belongs to (default: found by its system identifier)',
-    },
-    {
-      flags: '--system-identifier <number>',
-      summary: "the history it belongs to (default: that of the working directory's pg_control)",
-    },
-    { flags: '--repository <name>', summary: 'ask only this one, in the order given', repeatable: true },
-    { flags: '--until <lsn>', summary: 'what recovery has to reach: nothing before it may be absent' },
-    { flags: '--timeout <duration>', summary: 'how long what is out of reach is tried again (default 60s)' },
-  ],
+  options: FETCH_OPTIONS,
   examples: [
     {
       command:
@@ -51,41 +39,36 @@ retrying, so that recovery stops instead of opening a database that ends too ear
   run,
 };
 
-async function run({ arguments: [name = '', path = ''], options, context }: Invocation): Promise<void> {
-  const { environment, directory, configFile, signal, output } = context;
-  const configuration = await coreConfiguration({ named: configFile, directory, environment });
-  const cluster = textOption(options, 'cluster');
-  const until = textOption(options, 'until');
-  const deadlineMs = parseDuration(textOption(options, 'timeout') ?? '60s');
-  const chosen = listOption(options, 'repository').map((one) => namedRepository(configuration, one));
-  const giveUpAt = performance.now() + deadlineMs;
-
-  const control = await localControlData(directory);
-  const given = textOption(options, 'systemIdentifier');
-  const systemIdentifier = given === undefined ? control?.systemIdentifier : parseSystemIdentifier(given);
-  const opened = await openWhatAnswers(
-    chosen.length > 0 ? chosen : configuration.repositories,
-    { configuration, environment, signal },
-    giveUpAt,
-  );
-  const [firstFailure] = opened.failures;
-  if (opened.repositories.length === 0) {
-    throw firstFailure ?? new HoldfastError('config-invalid', 'no repository can be asked');
-  }
-  for (const error of opened.failures) output.warn(error.message);
-  const result = await fetchWal({
-    name,
-    destination: path,
-    repositories: opened.repositories,
-    clusters: cluster === undefined ? configuration.clusterNames : [cluster],
-    ...(systemIdentifier !== undefined && { systemIdentifier }),
-    ...(control !== undefined && { segmentSize: control.walSegmentSize }),
-    ...(until !== undefined && { until: parseLsn(until) }),
-    deadlineMs: Math.max(0, giveUpAt - performance.now()),
-    signal,
-  });
+async function run(invocation: Invocation): Promise<void> {
+  const {
+    arguments: [name = '', path = ''],
+    context,
+  } = invocation;
+  const { environment, directory, signal, output } = context;
+  const request = await readFetchRequest(invocation);
+  const { configuration, systemIdentifier } = request;
+  const opener = { configuration, environment, signal };
+  const { result, failures } = await fetchFromAll(request, { name, destination: path }, opener);
+  for (const error of failures) output.warn(error.message);
   for (const warning of result.warnings) output.warn(warning.message);
-  finish(name, result, firstFailure, output);
+  finish(name, result, isEnough(request, name, result) ? undefined : failures[0], output);
+  const words = environment[WORDS_VARIABLE];
+  await afterDelivery({ name, path, directory, words, systemIdentifier, result }, (command) =>
+    startDetached(command, context),
+  );
+}
+
+/** In a session of its own: the signals that PostgreSQL sends to a restore command's process group are not for it. */
+function startDetached(words: string[], { directory, environment }: CommandContext): number | undefined {
+  const child = spawn(launcherPath(), words, {
+    cwd: directory,
+    env: { ...environment },
+    detached: true,
+    stdio: 'ignore',
+  });
+  child.on('error', () => undefined);
+  child.unref();
+  return child.pid;
 }
 
 function finish(
@@ -113,32 +96,5 @@ function finish(
       throw result.error;
     default:
       result satisfies never;
-  }
-}
-
-/**
- * Opens every repository that can be opened, waiting for those out of reach only while none is open. Stores this version
- * cannot use hold nothing it ever wrote, so they are passed over unless nothing else is there.
- */
-async function openWhatAnswers(
-  configured: readonly RepositoryConfiguration[],
-  opener: RepositoryOpener,
-  giveUpAt: number,
-): Promise<{ repositories: Repository[]; failures: Error[] }> {
-  const local = configured.filter((one) => one.url.startsWith('file:') || one.url.startsWith('env:'));
-  const asked = local.length > 0 ? local : configured;
-  for (let pauseMs = 200; ; pauseMs = Math.min(pauseMs * 2, 5000)) {
-    const results = await Promise.allSettled(asked.map(async (one) => openNamed(one, opener)));
-    opener.signal?.throwIfAborted();
-    const repositories = results.flatMap((result) => (result.status === 'fulfilled' ? [result.value] : []));
-    const failures = results.flatMap((result) =>
-      result.status === 'rejected'
-        ? [result.reason instanceof Error ? result.reason : new Error(String(result.reason))]
-        : [],
-    );
-    const waiting = failures.some((error) => error instanceof HoldfastError && error.retryable);
-    if (repositories.length > 0 || !waiting || performance.now() + pauseMs > giveUpAt)
-      return { repositories, failures };
-    await sleep(pauseMs, undefined, { ...(opener.signal && { signal: opener.signal }) });
   }
 }
