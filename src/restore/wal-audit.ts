@@ -26,7 +26,9 @@ export interface WalFault extends SegmentRange {
     /** Data that no header names: what a push is at just now or left behind, or all that is left. */
     | 'uncommitted'
     /** Nothing is there, and this host once read its header. */
-    | 'header-lost';
+    | 'header-lost'
+    /** The same, before everything of its timeline that is there now. */
+    | 'expired';
   detail: string;
 }
 
@@ -192,12 +194,14 @@ class Audit implements WalAudit {
   }
 
   async #judge(place: Place & { listed: boolean }, objects: Map<string, number>): Promise<Judged> {
-    if (!place.listed) {
-      return { ...place, fault: 'uncommitted', detail: 'its data is there and its header is not' };
-    }
     const name = this.#name(place);
     const folder = await this.#folder(name);
     const known = folder.get(name);
+    if (!place.listed) {
+      return known !== undefined && this.#isWanted(place)
+        ? { ...place, fault: 'header-lost', detail: 'its data is there, and this host saw its header' }
+        : { ...place, fault: 'uncommitted', detail: 'its data is there and its header is not' };
+    }
     this.cost.segments += 1;
     if (known !== undefined && this.#isTrusted(known.readAt)) {
       const { dataKey, storedBytes } = known.digest;
@@ -283,12 +287,17 @@ class Audit implements WalAudit {
       const place = placeOf(name, segmentSize);
       if (place === undefined) continue;
       const { timeline, segment } = place;
-      const ranges = this.#listedRanges.get(timeline) ?? [];
-      const start = ranges[0]?.first ?? (timeline > this.#newestListed ? 0n : undefined);
-      if (start === undefined || segment < start || isWithin(ranges, segment)) continue;
+      if (isWithin(this.#listedRanges.get(timeline) ?? [], segment)) continue;
       if (this.faults.some((fault) => fault.timeline === timeline && isWithin([fault], segment))) continue;
-      this.#noteFault(place, 'header-lost', 'this host saw it stored here');
+      const kind = this.#isWanted(place) ? 'header-lost' : 'expired';
+      this.#noteFault(place, kind, 'this host saw it stored here');
     }
+  }
+
+  /** What lies before the first listed segment of a timeline, or of all, was expired. */
+  #isWanted({ timeline, segment }: Place): boolean {
+    const start = this.#listedRanges.get(timeline)?.[0]?.first;
+    return start === undefined ? timeline > this.#newestListed : segment >= start;
   }
 
   async #finish(): Promise<void> {
