@@ -4,6 +4,7 @@ import { test } from 'node:test';
 import { GIB, NOW, NOW_MICROS, sight, SLOT, standby, walSight } from '../../../test/server-sight.ts';
 import type { ServerFacts } from '../../postgres/inspect-server.ts';
 import type { WalFacts } from '../../postgres/inspect-wal.ts';
+import { parseLsn } from '../../postgres/lsn.ts';
 import type { ReceiverStatus } from '../../wal/receiver-status.ts';
 import { type Finding, Findings } from './finding.ts';
 import type { ServerSight } from './see-server.ts';
@@ -131,7 +132,21 @@ test('judgeStreaming() finds that nobody receives, who else holds the slot, and 
   assert.equal(waits.status, 'fail');
   assert.match(waits.message, /waits: no room/);
   const silent = { ...RECEIVER, updatedAt: new Date(NOW.getTime() - 600_000).toISOString() };
-  assert.match(only([source()], { receiver: silent }).message, /says nothing for 10 min/);
+  assert.deepEqual(notOk(judged([source()], { receiver: silent })), [], 'there is nothing to say');
+  const more = { position: parseLsn('0/5000001') };
+  assert.match(only([source(more)], { receiver: silent }).message, /says nothing for 10 min/);
+  const repository = {
+    name: 'local',
+    required: true,
+    durableLsn: null,
+    problem: 'no room',
+    behindSince: null,
+  };
+  const full = only([source()], { receiver: { ...RECEIVER, repositories: [repository] } });
+  assert.equal(full.status, 'fail');
+  assert.match(full.message, /cannot store in repository local: no room/);
+  const optional = { ...RECEIVER, repositories: [{ ...repository, required: false }] };
+  assert.deepEqual(notOk(judged([source()], { receiver: optional })), [], 'its note says so');
   const troubled = only([source()], { receiver: { ...RECEIVER, problem: 'usb is away' } });
   assert.equal(troubled.status, 'warn');
   assert.deepEqual(notOk(judged([source(free)], { receiver: { ...RECEIVER, state: 'connecting' } })), []);

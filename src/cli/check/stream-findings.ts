@@ -1,6 +1,6 @@
 import { formatDuration } from '../../config/durations.ts';
 import { formatSize } from '../../config/sizes.ts';
-import { formatLsn } from '../../postgres/lsn.ts';
+import { formatLsn, parseLsn } from '../../postgres/lsn.ts';
 import { standbyNames, synchronousMatch } from '../../postgres/synchronous-standby.ts';
 import { proposeKeepSize, settingOfBytes } from '../../wal/forecast.ts';
 import type { ReceiverStatus } from '../../wal/receiver-status.ts';
@@ -16,7 +16,7 @@ export interface StreamExpectation {
   now: Date;
 }
 
-/** A living receiver that says nothing for longer than this hangs. */
+/** A living receiver that says nothing for longer than this, while there is WAL to store, hangs. */
 const SILENCE_MS = 120_000;
 
 /** The server WAL is streamed from, or should be: the one whose slot the receiver holds, else the primary. */
@@ -135,14 +135,20 @@ function judgeReceiver(source: ServerSight, expected: StreamExpectation, finding
     return;
   }
   const silence = now.getTime() - Date.parse(receiver.updatedAt);
+  const stuck = receiver.repositories.find(({ required, problem }) => required && problem !== null);
   const who = `wal receive (process ${receiver.pid}) on this host`;
   if (receiver.state === 'waiting') {
     findings.fail(
       `${who} waits${receiver.problem === null ? '' : `: ${receiver.problem}`}`,
       'do away with what it waits for: it then goes on by itself',
     );
-  } else if (silence > SILENCE_MS) {
+  } else if (silence > SILENCE_MS && isPending(source, receiver)) {
     findings.fail(`${who} says nothing for ${formatDuration(silence)}`, 'see its log, and start it again');
+  } else if (stuck !== undefined) {
+    findings.fail(
+      `${who} cannot store in repository ${stuck.name}: ${stuck.problem ?? ''}`,
+      'do away with what it waits for: it then goes on by itself, and the slot keeps the WAL meanwhile',
+    );
   } else if (receiver.problem !== null) {
     findings.warn(`${who}: ${receiver.problem}`, 'it goes on by itself once that is over');
   } else if (receiver.state === 'connecting') {
@@ -153,6 +159,11 @@ function judgeReceiver(source: ServerSight, expected: StreamExpectation, finding
       `see whether cluster ${cluster} has two servers that take themselves for the primary`,
     );
   } else findings.ok(`${who} streams from ${receiver.server ?? source.facts.server}`);
+}
+
+/** Whether the server has WAL that the receiver has not confirmed. */
+function isPending({ wal }: ServerSight, { flushedLsn }: ReceiverStatus): boolean {
+  return flushedLsn === null || parseLsn(flushedLsn) < wal.facts.position;
 }
 
 /** `holdfast, process 123 from 10.0.0.7`, as much of it as the role may know. */

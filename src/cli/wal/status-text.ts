@@ -2,6 +2,7 @@ import { formatDuration } from '../../config/durations.ts';
 import { formatSize } from '../../config/sizes.ts';
 import { formatLsn } from '../../postgres/lsn.ts';
 import { forecastWal } from '../../wal/forecast.ts';
+import type { RecoveryPoint } from '../../wal/recovery-point.ts';
 import { type Finding, formatFinding } from '../check/finding.ts';
 import { describeGap } from '../check/recovery-findings.ts';
 import type { ServerSight } from '../check/see-server.ts';
@@ -135,21 +136,17 @@ function repositoryLines(one: WalSurvey['stored'][number], { behind }: WalSurvey
   const { repository, required, newest, point, gaps, problem } = one;
   const title = `Repository ${repository}${required ? '' : ' (not required)'}`;
   if (problem !== undefined) return [`${title}: ${problem}`];
-  if (newest === undefined) return [`${title}: no WAL yet`];
-  const tails = newest.tailBytes === 0 ? '' : `, ${formatSize(newest.tailBytes)} of it in tails`;
-  const lines = [`${title}: up to ${formatLsn(newest.lsn)} on timeline ${newest.timeline}${tails}`];
-  if (point !== undefined) {
-    const age =
-      point.ageMs === undefined ? 'no commit is known' : `last commit ${formatDuration(point.ageMs)} ago`;
-    lines.push(
-      point.state === 'current'
-        ? `  every commit is stored: ${age}`
-        : `  ${formatSize(Number(point.pendingBytes))} of WAL not stored yet: ${age}`,
-    );
+  const lines: string[] = [];
+  if (newest === undefined) lines.push(`${title}: no WAL yet`);
+  else {
+    const tails = newest.tailBytes === 0 ? '' : `, ${formatSize(newest.tailBytes)} of it in tails`;
+    lines.push(`${title}: up to ${formatLsn(newest.lsn)} on timeline ${newest.timeline}${tails}`);
+    if (point !== undefined) lines.push(`  ${pointText(point)}`);
   }
   const note = behind.find((noted) => noted.repository === repository);
-  if (note !== undefined)
+  if (note !== undefined) {
     lines.push(`  behind since ${note.since}, tried again at ${note.tryAgainAt}: ${note.reason}`);
+  }
   const newestGap = gaps.at(-1);
   if (newestGap !== undefined) {
     lines.push(
@@ -157,6 +154,13 @@ function repositoryLines(one: WalSurvey['stored'][number], { behind }: WalSurvey
     );
   }
   return lines;
+}
+
+function pointText({ state, ageMs, pendingBytes }: RecoveryPoint): string {
+  const age = ageMs === undefined ? 'no commit is known' : `last commit ${formatDuration(ageMs)} ago`;
+  return state === 'current'
+    ? `every commit is stored: ${age}`
+    : `${formatSize(Number(pendingBytes))} of WAL not stored yet: ${age}`;
 }
 
 function microsOf(time: Date): bigint {
