@@ -54,15 +54,21 @@ export async function pushWithAhead(
   if (names.length > 0) {
     const giveUpAt = elapsedMs() + BEGIN_WITHIN_MS;
     const identity = await identified.promise.catch(() => undefined);
-    const running = new Set<Promise<unknown>>([forgetting(own)]);
+    const running = new Set<Promise<void>>();
+    const watch = (pushing: Promise<unknown>): void => {
+      const over = pushing.then(
+        () => void running.delete(over),
+        () => void running.delete(over),
+      );
+      running.add(over);
+    };
     let before: Promise<unknown> = own;
+    watch(own);
     for (const name of names) {
       while (running.size >= inFlight) await Promise.race(running);
       if (identity === undefined || run.failed || elapsedMs() > giveUpAt) break;
-      const pushing = pushNext(run, join(dirname(path), name), identity, before);
-      before = pushing;
-      const waited = forgetting(pushing).finally(() => running.delete(waited));
-      running.add(waited);
+      before = pushNext(run, join(dirname(path), name), identity, before);
+      watch(before);
     }
     await Promise.all(running);
   }
@@ -152,8 +158,4 @@ function latestMark(marks: readonly (WalHighWaterMark | undefined)[]): WalHighWa
         : { ...mark, lastCommitTime: mark.lastCommitTime ?? latest?.lastCommitTime ?? null },
     undefined,
   );
-}
-
-async function forgetting(promise: Promise<unknown>): Promise<void> {
-  await promise.catch(() => undefined);
 }
