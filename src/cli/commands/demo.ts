@@ -8,6 +8,7 @@ import { connect } from '../../postgres/connection.ts';
 import { initDataDirectory, startInstance, stopInstance } from '../../postgres/instance.ts';
 import { makeServerDirectory, serverUser, type ServerUser } from '../../postgres/server-user.ts';
 import { type CommandSpec, flagOption, type Invocation } from '../command.ts';
+import { startProgram } from '../demo/background-program.ts';
 import { type Program, runProgram } from '../demo/run-program.ts';
 import { CREATE_SHOP, digestOrders, dropOrders, type OrdersDigest, trade } from '../demo/shop.ts';
 import { launcherFor } from '../demo/stage-program.ts';
@@ -17,7 +18,7 @@ export const demo: CommandSpec = {
   name: 'demo',
   group: 'Learn',
   summary: 'all of it on a scratch cluster, told as it happens',
-  details: `Makes a PostgreSQL cluster in a scratch directory, sets backups up, backs it up twice while it works, loses a
+  details: `Makes a PostgreSQL cluster in a scratch directory, streams its WAL, backs it up twice while it works, loses a
 table to a wrong DROP, and restores the cluster to one transaction before. Leaves nothing running and nothing
 behind. Needs PostgreSQL's server programs: the machine's, else those that came with "npm ci".`,
   arguments: [],
@@ -121,6 +122,8 @@ async function tell(stage: Stage): Promise<Ending> {
     await initialize(stage, [
       'init',
       '--yes',
+      '--wal',
+      'stream',
       '--cluster',
       'shop',
       '--server',
@@ -131,16 +134,23 @@ async function tell(stage: Stage): Promise<Ending> {
       join(scratch, 'state'),
     ]),
   ) as { servers: { settings: string }[] };
-  output.note('The settings it asks for, followed by a restart:');
-  {
+  const settings = (prepared.servers[0]?.settings ?? '').split('\n').filter((line) => line !== '');
+  if (settings.length > 0) {
+    output.note('The settings it asks for, followed by a restart:');
     await using database = await connect(url, { signal });
-    for (const statement of (prepared.servers[0]?.settings ?? '').split('\n').filter((line) => line !== '')) {
+    for (const statement of settings) {
       say(statement);
       await database.query(statement);
     }
+    await server.stop('fast');
+    server = await startInstance(start);
   }
-  await server.stop('fast');
-  server = await startInstance(start);
+
+  output.note('\nReceive WAL from now on: this goes on beside everything that follows.');
+  output.note('\n$ holdfast wal receive shop &');
+  await using receiver = await startProgram(stage.program, ['wal', 'receive', 'shop'], say, (line) =>
+    line.startsWith('streaming from'),
+  );
   await using shop = await connect(url, { signal });
   for (const statement of CREATE_SHOP) await shop.query(statement);
   await holdfast('backup', 'base', 'shop');
@@ -160,7 +170,11 @@ async function tell(stage: Stage): Promise<Ending> {
   await shop.query(
     "INSERT INTO customers SELECT n, 'customer ' || n, now() FROM generate_series(5001, 5100) AS n",
   );
-  await waitUntilArchived(shop);
+  const storedMs = await waitUntilStored(shop);
+  output.note(
+    `The last commit was in the repository ${(storedMs / 1000).toFixed(1)} s later, though its WAL segment is far from full:`,
+  );
+  await holdfast('wal', 'status', 'shop');
   await holdfast('window', 'shop');
 
   output.note(
@@ -189,6 +203,7 @@ async function tell(stage: Stage): Promise<Ending> {
   }
   await stopInstance(stage.restored, 'fast');
   await rm(result.server.socketDirectory, { recursive: true, force: true });
+  await receiver.stop();
   await server.stop('fast');
   const { reached } = result;
   return { backup: result.backup, ...reached, xid, rows: after.orders, digest: after.digest, restoreMs };
@@ -200,18 +215,15 @@ async function initialize(stage: Stage, words: string[]): Promise<string> {
   return runProgram(stage.program, [...words, '--json', '--quiet'], () => undefined, [0, 3]);
 }
 
-/** What `archive_timeout` does within a minute: ends the segment, so that it is archived. */
-async function waitUntilArchived(shop: { query: (text: string) => Promise<object[]> }): Promise<void> {
-  const [current] = (await shop.query('SELECT pg_walfile_name(pg_current_wal_lsn()) AS name')) as {
-    name: string;
-  }[];
-  await shop.query('SELECT pg_switch_wal()');
-  for (const deadline = performance.now() + 30_000; ;) {
-    const [row] = (await shop.query('SELECT last_archived_wal AS name FROM pg_stat_archiver')) as {
-      name: string | null;
-    }[];
-    if ((row?.name ?? '') >= (current?.name ?? '')) return;
-    assert(performance.now() < deadline, 'the WAL was not archived within 30 s');
+/** Milliseconds until the receiver has told the server that everything written so far is safe. */
+async function waitUntilStored(shop: { query: (text: string) => Promise<object[]> }): Promise<number> {
+  const startedMs = performance.now();
+  const [row] = (await shop.query('SELECT pg_current_wal_lsn()::text AS lsn')) as { lsn: string }[];
+  const text = `SELECT restart_lsn >= '${row?.lsn ?? '0/0'}' AS stored FROM pg_replication_slots WHERE slot_name = 'holdfast'`;
+  for (;;) {
+    const [slot] = (await shop.query(text)) as { stored: boolean }[];
+    if (slot?.stored === true) return performance.now() - startedMs;
+    assert(performance.now() - startedMs < 30_000, 'the WAL was not stored within 30 s');
     await new Promise((resolve) => setTimeout(resolve, 50));
   }
 }
