@@ -16,8 +16,11 @@ import type { Repository } from './repository.ts';
 import { collect, putSealed } from './sealed-object.ts';
 import { compressProven } from './wal-frames.ts';
 
-/** One tail is one zstd frame, held in memory whole: longer stretches are cut. */
+/** One tail is one zstd frame, held in memory whole: what may be read at most. */
 export const TAIL_MAX_BYTES = 16 * 1024 * 1024;
+
+/** What is written at most: longer stretches are cut. */
+export const TAIL_PIECE_BYTES = 4 * 1024 * 1024;
 
 /** Digits of the BLAKE3 that a tail's key carries: 128 bits. */
 const HASH_DIGITS = 32;
@@ -220,13 +223,13 @@ export async function* readTailChain(
 
 /**
  * From where the next tail of a segment should begin, so that few tails stay however often one is written: it takes in
- * the tails before it that are no longer than itself (as a binary counter carries), up to `TAIL_MAX_BYTES`. `tails`: what
+ * the tails before it that are no longer than itself (as a binary counter carries), up to `TAIL_PIECE_BYTES`. `tails`: what
  * is stored now, in order and without overlap. Pure.
  */
 export function planTailStart(tails: readonly { from: number; to: number }[], end: number): number {
   let from = tails.at(-1)?.to ?? 0;
   for (const tail of tails.toReversed()) {
-    if (tail.to !== from || tail.to - tail.from > end - from || end - tail.from > TAIL_MAX_BYTES) break;
+    if (tail.to !== from || tail.to - tail.from > end - from || end - tail.from > TAIL_PIECE_BYTES) break;
     from = tail.from;
   }
   return from;
