@@ -3,11 +3,9 @@
  * Holdfast's own restore gives, and to refuse what the page says is to be refused.
  */
 import assert from 'node:assert/strict';
-import { spawn } from 'node:child_process';
 import { chmod, copyFile, lstat, mkdir, readdir, readFile, readlink, rm, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { after, before, describe, it } from 'node:test';
-import { fileURLToPath } from 'node:url';
 
 import { pushWal } from '../../src/wal/push.ts';
 import { type BackupRecord, writeBackupRecord } from '../../src/repository/backup-record.ts';
@@ -27,88 +25,17 @@ import {
   writeReferences,
 } from '../../src/repository/map-index.ts';
 import { PackWriter } from '../../src/repository/pack-writer.ts';
-import { initializeRepository } from '../../src/repository/repository.ts';
 import { readWalHeader } from '../../src/repository/wal-file.ts';
 import { listWal } from '../../src/repository/wal-listing.ts';
-import { createIdentityFile, type Identity, readIdentityFile } from '../../src/seal/identity.ts';
-import { openerFor, sealerFor } from '../../src/seal/sealers.ts';
-import { createLocalStorage } from '../../src/storage/local.ts';
 import { crc32c } from '../../src/stream/crc32c.ts';
 import { blake3Hex } from '../../src/stream/hash.ts';
-import { type BackupLab, createBackupLab, restoreFiles } from '../harness/backup.ts';
+import { restoreFiles } from '../harness/backup.ts';
 import { createCluster, giveToServer, scratchDirectory, type TestCluster } from '../harness/cluster.ts';
+import { createFormatLab, type FormatLab, python, withChange } from '../harness/format-lab.ts';
 import { seededRandom } from '../seeded-random.ts';
 
-const READER = fileURLToPath(new URL('../vectors/read_repository.py', import.meta.url));
 /** PostgreSQL's own, so that a file of 16 MiB needs more than one span. */
 const BLOCK_BYTES = 8192;
-
-interface Run {
-  status: number | null;
-  stdout: string;
-  stderr: string;
-}
-
-function python(...args: string[]): Promise<Run> {
-  return new Promise((resolve, reject) => {
-    const child = spawn('python3', ['-B', READER, ...args], {
-      stdio: ['ignore', 'pipe', 'pipe'],
-      timeout: 240_000,
-    });
-    let [stdout, stderr] = ['', ''];
-    child.stdout.setEncoding('utf8').on('data', (text: string) => (stdout += text));
-    child.stderr.setEncoding('utf8').on('data', (text: string) => (stderr += text));
-    child.on('error', reject);
-    child.on('close', (status) => resolve({ status, stdout, stderr }));
-  });
-}
-
-/** A backup lab whose repository is a directory, and the reader on it. */
-interface FormatLab extends BackupLab {
-  readonly directory: string;
-  readonly root: string;
-  pathOf(key: string): string;
-  read(command: string, ...args: string[]): Promise<Run>;
-}
-
-async function createFormatLab(kind: 'none' | 'age'): Promise<FormatLab> {
-  const directory = await scratchDirectory();
-  const root = join(directory, 'repository');
-  await mkdir(root);
-  const recipients: string[] = [];
-  const options: string[] = [];
-  let identities: Identity[] = [];
-  if (kind === 'age') {
-    const path = join(directory, 'identity.txt');
-    recipients.push((await createIdentityFile(path, new Date())).recipient);
-    identities = await readIdentityFile(path);
-    options.push('--identity', path);
-  }
-  const keys = {
-    sealer: await sealerFor(recipients),
-    opener: (sealed: 'none' | 'age' | 'gpg') => openerFor(sealed, identities),
-  };
-  const { repository } = await initializeRepository('local', createLocalStorage(root), keys, new Date());
-  const lab = await createBackupLab({
-    repository,
-    segmentSizeMb: 1,
-    major: 16,
-    settings: { allow_in_place_tablespaces: 'on' },
-  });
-  const { cluster, systemIdentifier } = lab.identity;
-  return {
-    ...lab,
-    directory,
-    root,
-    pathOf: (key) => join(root, key),
-    read: (command, ...args) =>
-      python(...options, root, command, ...(command === 'list' ? [] : [cluster, systemIdentifier]), ...args),
-    async [Symbol.asyncDispose]() {
-      await lab[Symbol.asyncDispose]();
-      await rm(directory, { recursive: true, force: true });
-    },
-  };
-}
 
 /** Puts things into a cluster that a fresh one does not have. */
 async function addAwkwardThings(cluster: TestCluster): Promise<void> {
@@ -437,17 +364,6 @@ describe('the hashes of the reader in Python', () => {
 function restoreCommand({ tablespaces }: BackupRecord, id: string, target: string): string[] {
   const mappings = tablespaces.flatMap(({ oid }) => ['--tablespace', `${oid}=${target}-space`]);
   return ['restore', id, target, ...mappings];
-}
-
-/** Puts other bytes in an object's place, or nothing, for as long as `work` takes. */
-async function withChange(path: string, bytes: Buffer | undefined, work: () => Promise<void>): Promise<void> {
-  const original = await readFile(path);
-  await (bytes === undefined ? rm(path) : writeFile(path, bytes));
-  try {
-    await work();
-  } finally {
-    await writeFile(path, original);
-  }
 }
 
 /** Commits a backup whose map is made up. */

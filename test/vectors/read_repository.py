@@ -9,9 +9,12 @@ compares what this gives with what Holdfast restores. Slow but sure: it verifies
   read_repository.py REPOSITORY restore CLUSTER SYSTEM_IDENTIFIER BACKUP TARGET [--tablespace OID=DIRECTORY ...]
   read_repository.py REPOSITORY wal-list CLUSTER SYSTEM_IDENTIFIER
   read_repository.py REPOSITORY wal CLUSTER SYSTEM_IDENTIFIER NAME DESTINATION
+  read_repository.py REPOSITORY tail-list CLUSTER SYSTEM_IDENTIFIER
+  read_repository.py REPOSITORY tail CLUSTER SYSTEM_IDENTIFIER SEGMENT DESTINATION
   read_repository.py hash FILE...
 
---identity FILE names the age identity. Exit status: 0 done, 1 damaged or refused, 3 the WAL file is not there.
+--identity FILE names the age identity. Exit status: 0 done, 1 damaged or refused, 3 the WAL file, or the
+tail, is not there. `tail` writes what there is of the segment, padded with zeros to its size.
 """
 import argparse
 import collections
@@ -34,6 +37,11 @@ COMPONENT = re.compile(r"[A-Za-z0-9._-]{1,255}")
 RUN = re.compile(r"\d{8}T\d{6}Z-[0-9a-f]{4}")
 HASH = re.compile(r"[0-9a-f]{64}")
 WAL_NAME = re.compile(r"([0-9A-F]{8})(?:([0-9A-F]{8})[0-9A-F]{8}(?:(\.partial)|(\.[0-9A-F]{8}\.backup))?|(\.history))")
+
+
+TAIL_MAX = 16 << 20
+TAIL = re.compile(r"([0-9A-F]{24})-([0-9a-f]{8})-([0-9a-f]{8})-(none|\d{1,16})-([0-9a-f]{32})-[0-9a-f]{8}\.zst(?:\.age|\.gpg)?")
+Tail = collections.namedtuple("Tail", "key segment start end commit hash")
 
 
 class Damaged(Exception):
@@ -113,17 +121,26 @@ class Store:
             raise Damaged(f"{key} is not there") from None
         need(size == stored["sizeBytes"], f"{key} has {size} bytes of {stored['sizeBytes']}")
         need(hasher.digest().hex() == stored["hash"], f"{key} is not what was stored")
-        need(not key.endswith(".gpg"), f"{key} is sealed with gpg")
-        if key.endswith(".age"):
-            plain = tempfile.TemporaryFile()
-            command = ["age", "--decrypt", "--identity", self.identity or "/nonexistent", "--", path]
-            done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=plain, stderr=subprocess.PIPE, check=False)
-            need(done.returncode == 0, f"{key} does not open: {done.stderr.decode(errors='replace').strip()}")
-        else:
-            plain = open(path, "rb")
+        plain = self.unseal(key)
         self.opened[key] = plain
         if len(self.opened) > 4:
             self.opened.popitem(last=False)[1].close()
+        return plain
+
+    def unseal(self, key):
+        path = self.path(key)
+        need(not key.endswith(".gpg"), f"{key} is sealed with gpg")
+        try:
+            if not key.endswith(".age"):
+                return open(path, "rb")
+            need(os.path.exists(path), f"{key} is not there")
+        except FileNotFoundError:
+            raise Damaged(f"{key} is not there") from None
+        plain = tempfile.TemporaryFile()
+        command = ["age", "--decrypt", "--identity", self.identity or "/nonexistent", "--", path]
+        done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=plain, stderr=subprocess.PIPE, check=False)
+        need(done.returncode == 0, f"{key} does not open: {done.stderr.decode(errors='replace').strip()}")
+        plain.seek(0)
         return plain
 
     def read_part(self, stored, offset, length):
@@ -224,6 +241,82 @@ def list_wal(store, history):
             for entry in store.names(f"{history}/wal/{timeline}/{folder}"):
                 if entry.endswith(".json") and WAL_NAME.fullmatch(entry[:-5]):
                     yield entry[:-5]
+
+
+def tails_of(store, history, segment):
+    _, timeline, folder = wal_place(segment)
+    prefix = f"{history}/wal-tail/{timeline}/{folder}"
+    for entry in store.names(prefix):
+        match = TAIL.fullmatch(entry)
+        if match and match[1] == segment:
+            start, end = int(match[2], 16), int(match[3], 16)
+            if start < end <= start + TAIL_MAX:
+                commit = None if match[4] == "none" else int(match[4])
+                yield Tail(f"{prefix}/{entry}", segment, start, end, commit, match[5])
+
+
+def chain(tails):
+    """The longest run from the segment's start."""
+    tails, chosen, end = list(tails), [], 0
+    while True:
+        further = [tail for tail in tails if tail.start <= end < tail.end]
+        if not further:
+            return chosen
+        chosen.append(max(further, key=lambda tail: tail.end))
+        end = chosen[-1].end
+
+
+def has_header(store, history, segment):
+    try:
+        return bool(wal_header(store, history, segment))
+    except Missing:
+        return False
+
+
+def list_tails(store, history):
+    for timeline in store.names(f"{history}/wal-tail"):
+        for folder in store.names(f"{history}/wal-tail/{timeline}"):
+            entries = store.names(f"{history}/wal-tail/{timeline}/{folder}")
+            for segment in sorted({match[1] for match in map(TAIL.fullmatch, entries) if match}):
+                tails = chain(tails_of(store, history, segment))
+                if tails and wal_place(segment)[1:] == (timeline, folder) and not has_header(store, history, segment):
+                    yield {"segment": segment, "end": tails[-1].end, "commit": tails[-1].commit, "tails": len(tails)}
+
+
+def tail_bytes(store, tail):
+    with store.unseal(tail.key) as plain:
+        frame = plain.read(2 * TAIL_MAX + 1)
+    try:
+        need(len(frame) <= 2 * TAIL_MAX, "it is larger than it can be")
+        data = decompress(frame, tail.end - tail.start)
+    except Damaged as error:
+        raise Damaged(f"{tail.key}: {error}") from None
+    need(len(data) == tail.end - tail.start, f"{tail.key} does not hold what its name says")
+    need(blake3(data).hex()[:32] == tail.hash, f"{tail.key} is not what was stored")
+    return data
+
+
+def extract_tail(store, history, segment, destination):
+    need(wal_place(segment)[0] == "segment", f"{segment} is no segment")
+    need(not has_header(store, history, segment), f"{segment} is complete: its tails are of no use")
+    data = b""
+    for tail in chain(tails_of(store, history, segment)):
+        data += tail_bytes(store, tail)[len(data) - tail.start :]
+    if not data:
+        raise Missing(f"there is no tail of {segment}")
+    need(len(data) >= 40, f"there is too little of {segment}")
+    identifier, size = int.from_bytes(data[24:32], "little"), int.from_bytes(data[32:36], "little")
+    need(str(identifier) == history.split("/")[2], f"{segment} is of another cluster")
+    need(is_size(size, WAL_FILE_MAX) and size >= 1 << 20 and size & (size - 1) == 0, f"{segment}: its size")
+    per_high = (1 << 32) // size
+    position = (int(segment[8:16], 16) * per_high + int(segment[16:], 16)) * size
+    need(int.from_bytes(data[8:16], "little") == position, f"{segment} holds other WAL")
+    need(len(data) <= size, f"there is more of {segment} than it can have")
+    temporary = f"{destination}.unverified"
+    with open(temporary, "wb") as out:
+        out.write(data + bytes(size - len(data)))
+    os.rename(temporary, destination)
+    print(len(data))
 
 
 # --- Base backups, section 7 ------------------------------------------------------------------------------------------
@@ -514,7 +607,7 @@ def main():
     parser.add_argument("--identity")
     parser.add_argument("--tablespace", action="append", default=[])
     parser.add_argument("repository")
-    parser.add_argument("command", choices=["list", "restore", "wal-list", "wal"])
+    parser.add_argument("command", choices=["list", "restore", "wal-list", "wal", "tail-list", "tail"])
     parser.add_argument("rest", nargs="*")
     options = parser.parse_args()
     store = Store(options.repository, options.identity)
@@ -527,6 +620,11 @@ def main():
     history = f"clusters/{cluster}/{identifier}"
     if options.command == "wal-list":
         print("\n".join(list_wal(store, history)))
+    elif options.command == "tail-list":
+        for tail in list_tails(store, history):
+            print(json.dumps(tail))
+    elif options.command == "tail":
+        extract_tail(store, history, *rest)
     elif options.command == "wal":
         extract_wal(store, history, *rest)
     else:
