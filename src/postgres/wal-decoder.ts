@@ -3,7 +3,7 @@ import { type Lsn, lsnOf } from './lsn.ts';
 import { type SystemIdentifier } from './system-identifier.ts';
 import { type TimelineId } from './timeline.ts';
 import { type MajorVersion, VERSION_FACTS, majorOfWalMagic } from './version.ts';
-import { crc32cOfRange } from './wal-crc.ts';
+import { crc32cOfRange, crc32cOfRecord } from './wal-crc.ts';
 import {
   DEFAULT_WAL_BLOCK_SIZE,
   LONG_HEADER_BYTES,
@@ -227,8 +227,7 @@ export class WalDecoder {
         return undefined;
       }
       if (there < length || !this.#checkHeader(this.#view, from, this.#pageHigh, low)) return undefined;
-      const crc = crc32cOfRange(this.#view, from + RECORD_HEADER_BYTES, from + length, 0);
-      if (crc32cOfRange(this.#view, from, from + 20, crc) !== this.#view.getUint32(from + 20, true)) {
+      if (crc32cOfRecord(this.#view, from, length) !== this.#view.getUint32(from + 20, true)) {
         this.#stop('invalid', this.#at, 'the checksum of a record is wrong');
         return undefined;
       }
