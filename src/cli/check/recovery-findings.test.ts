@@ -15,7 +15,7 @@ import {
   type RecoveryExpectation,
 } from './recovery-findings.ts';
 import { judgeWalSpace } from './space-findings.ts';
-import type { WalGap } from './stored-wal.ts';
+import type { WalAccount, WalGap } from './stored-wal.ts';
 
 const NEWEST: NewestWal = {
   timeline: timelineOf(2),
@@ -107,29 +107,50 @@ test('judgeRecoveryPoint() finds an old primary and a clock that was set back', 
   assert.deepEqual(statuses(recovery({ point: { futureMs: 1000 } })), ['ok']);
 });
 
+const GAP: WalGap = {
+  timeline: timelineOf(1),
+  fromLsn: lsnOf(0x100_0000n),
+  toLsn: lsnOf(0x300_0000n),
+  first: '000000010000000000000001',
+  last: '000000010000000000000002',
+  cause: 'slot-lost',
+  detail: '',
+  present: true,
+};
+
+function gaps(account: Partial<WalAccount>): Finding[] {
+  const whole = { repository: 'local', backups: 2, gaps: [], present: 'reachable' as const };
+  return collect((findings) => judgeGaps({ ...whole, ...account }, 'app', findings));
+}
+
 test('judgeGaps() fails for a gap that nothing leads over, and remembers those of the past', () => {
-  const gap: WalGap = {
-    timeline: timelineOf(1),
-    fromLsn: lsnOf(0x100_0000n),
-    toLsn: lsnOf(0x300_0000n),
-    first: '000000010000000000000001',
-    last: '000000010000000000000002',
-    present: true,
-  };
-  const judge = (gaps: WalGap[]): Finding[] =>
-    collect((findings) => judgeGaps({ repository: 'local', gaps }, 'app', findings));
-  assert.deepEqual(judge([]), []);
-  const [now] = judge([gap]);
+  assert.deepEqual(gaps({}), []);
+  assert.deepEqual(gaps({ backups: 0, present: undefined }), []);
+  const [now] = gaps({ gaps: [GAP], present: 'gap' });
   assert.equal(now?.status, 'fail');
-  assert.match(
-    now.message,
-    /000000010000000000000001 to 000000010000000000000002 \(0\/1000000 to 0\/3000000\)/,
-  );
+  assert.match(now.message, /0+1 to 0+10+2 \(0\/1000000 to 0\/3000000; the slot was lost\): nothing behind/);
   assert.match(now.fix ?? '', /holdfast backup base app/);
-  const past = judge([{ ...gap, present: false }]);
+  const past = gaps({ gaps: [{ ...GAP, present: false }] });
   assert.deepEqual(statuses(past), ['warn']);
   assert.match(past[0]?.message ?? '', /1 gap of the past/);
-  assert.deepEqual(statuses(judge([gap, { ...gap, present: false }])), ['fail', 'warn']);
+  assert.deepEqual(statuses(gaps({ gaps: [GAP, { ...GAP, present: false }], present: 'gap' })), [
+    'fail',
+    'warn',
+  ]);
+});
+
+test('judgeGaps() finds a present that no backup leads to', () => {
+  assert.match(
+    gaps({ present: 'orphan' })[0]?.message ?? '',
+    /lacks the history file of its newest timeline/,
+  );
+  assert.match(
+    gaps({ present: 'no-backup' })[0]?.message ?? '',
+    /lacks a way from its backups to the present/,
+  );
+  const [first] = gaps({ present: 'no-backup', backups: 0 });
+  assert.equal(first?.status, 'warn');
+  assert.match(first.message, /no base backup/);
 });
 
 test('judgeBehind() warns of each repository that is noted as behind', () => {

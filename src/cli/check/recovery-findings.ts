@@ -1,10 +1,11 @@
 import { formatDuration } from '../../config/durations.ts';
 import { formatSize } from '../../config/sizes.ts';
 import { formatLsn } from '../../postgres/lsn.ts';
+import type { GapCause } from '../../restore/gap-causes.ts';
 import type { Behind } from '../../wal/behind.ts';
 import { isTooOld, type RecoveryPoint } from '../../wal/recovery-point.ts';
 import type { Findings } from './finding.ts';
-import type { StoredWal, WalGap } from './stored-wal.ts';
+import type { StoredWal, WalAccount, WalGap } from './stored-wal.ts';
 
 export interface RecoveryExpectation {
   cluster: string;
@@ -93,20 +94,42 @@ export function judgeBehind(behind: readonly Behind[], findings: Findings): void
   }
 }
 
-/** Holes in what is stored: one that nothing leads over is a failure, one that a backup has left behind is history. Pure. */
+/** Whether the newest WAL cannot be restored although there are backups. */
+export function isCutOff({ present, backups }: Pick<WalAccount, 'present' | 'backups'>): boolean {
+  return present === 'gap' || present === 'orphan' || (present === 'no-backup' && backups > 0);
+}
+
+/**
+ * Whether the present can be restored, and which times cannot. A gap that nothing leads over is a failure, one that a
+ * backup has left behind is history. Pure.
+ */
 export function judgeGaps(
-  { repository, gaps }: Pick<StoredWal, 'repository' | 'gaps'>,
+  { repository, gaps, ...account }: WalAccount & { repository: string },
   cluster: string,
   findings: Findings,
 ): void {
-  const present = gaps.filter((gap) => gap.present);
-  for (const gap of present) {
+  const { present, backups } = account;
+  const backup = `holdfast backup base ${cluster}, at once: restores begin anew from there; "holdfast window ${cluster}" shows the rest`;
+  const blocking = gaps.filter((gap) => gap.present);
+  if (present === 'orphan') {
     findings.fail(
-      `repository ${repository} lacks ${describeGap(gap)}: nothing behind that can be restored`,
-      `holdfast backup base ${cluster}, at once: restores begin anew from there; "holdfast window ${cluster}" shows the rest`,
+      `repository ${repository} lacks the history file of its newest timeline: nothing of that can be restored`,
+      `holdfast wal push PATH, with the .history file of the primary's pg_wal; if it is lost: holdfast backup base ${cluster}`,
     );
+  } else if (backups === 0) {
+    if (present !== undefined) {
+      findings.warn(
+        `repository ${repository} has WAL of cluster ${cluster} and no base backup, so nothing can be restored`,
+        `holdfast backup base ${cluster}`,
+      );
+    }
+    return;
+  } else if (isCutOff(account)) {
+    const what =
+      blocking.length === 0 ? 'a way from its backups to the present' : blocking.map(describeGap).join(', ');
+    findings.fail(`repository ${repository} lacks ${what}: nothing behind that can be restored`, backup);
   }
-  const past = gaps.length - present.length;
+  const past = gaps.length - blocking.length;
   if (past > 0) {
     findings.warn(
       `repository ${repository} has ${past} gap${past === 1 ? '' : 's'} of the past: times within cannot be restored`,
@@ -115,7 +138,17 @@ export function judgeGaps(
   }
 }
 
-export function describeGap({ first, last, fromLsn, toLsn }: WalGap): string {
+const CAUSES: Readonly<Record<GapCause, string>> = {
+  'never-archived': 'never archived',
+  deleted: 'deleted after it was stored',
+  damaged: 'damaged',
+  'wal-level-minimal': 'wal_level was minimal',
+  'slot-lost': 'the slot was lost',
+  'removed-by-server': 'the server had removed it',
+};
+
+/** `0000… to 0000… (0/1000000 to 0/3000000; slot lost)`. */
+export function describeGap({ first, last, fromLsn, toLsn, cause }: WalGap): string {
   const names = first === last ? first : `${first} to ${last}`;
-  return `${names} (${formatLsn(fromLsn)} to ${formatLsn(toLsn)})`;
+  return `${names} (${formatLsn(fromLsn)} to ${formatLsn(toLsn)}; ${CAUSES[cause]})`;
 }

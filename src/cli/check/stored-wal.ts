@@ -1,97 +1,107 @@
 import { errorText, HoldfastError } from '../../errors.ts';
 import type { Lsn } from '../../postgres/lsn.ts';
-import type { TimelineId } from '../../postgres/timeline.ts';
-import { segmentStart, walSegmentName } from '../../postgres/wal-segment.ts';
+import { type TimelineId, timelineOf } from '../../postgres/timeline.ts';
+import { walSegmentName } from '../../postgres/wal-segment.ts';
 import { listBackups } from '../../repository/catalog.ts';
 import type { ClusterIdentity } from '../../repository/layout.ts';
 import type { Repository } from '../../repository/repository.ts';
-import { candidateOf } from '../../restore/choose-backup.ts';
-import { branchesOf } from '../../restore/plan.ts';
-import { reachableRanges } from '../../restore/reachable.ts';
+import { readWalHighWater } from '../../repository/wal-high-water.ts';
+import { accountArchive } from '../../restore/account-archive.ts';
+import type { PresentEnd } from '../../restore/accounting.ts';
+import { createDigestCache } from '../../restore/digest-cache.ts';
+import type { GapCause } from '../../restore/gap-causes.ts';
 import { readWalArchive } from '../../restore/wal-archive.ts';
 import { findNewestWal, type FindNewestWalOptions, type NewestWal } from '../../wal/stored-end.ts';
 
-/** WAL that is missing between other WAL. */
+/** WAL that is missing between other WAL, or cannot be recovered. */
 export interface WalGap {
   timeline: TimelineId;
   fromLsn: Lsn;
-  /** Exclusive: where the WAL goes on. */
+  /** Exclusive. */
   toLsn: Lsn;
-  /** First and last missing segment. */
+  /** First and last segment. */
   first: string;
   last: string;
+  cause: GapCause;
+  detail: string;
   /** Nothing behind it can be restored: no backup was taken since. */
   present: boolean;
 }
 
-/** What a repository holds of a cluster's WAL. */
+/** Where the WAL of a cluster ends in a repository. */
 export interface StoredWal {
   repository: string;
   required: boolean;
   /** Undefined where there is none, or where it cannot be told. */
   newest: NewestWal | undefined;
-  backups: number;
-  gaps: readonly WalGap[];
   /** Why it cannot be told. */
   problem: string | undefined;
 }
 
-/** Reads where the WAL of a history ends in a repository, and where it has holes. Only a cancellation is thrown. */
+/** What of a repository's WAL can be restored. */
+export interface WalAccount {
+  backups: number;
+  /** By timeline and position. */
+  gaps: readonly WalGap[];
+  /** Whether the newest WAL can be restored; undefined where there is none. */
+  present: PresentEnd['state'] | undefined;
+}
+
+export const NO_ACCOUNT: WalAccount = { backups: 0, gaps: [], present: undefined };
+
+/** Reads where the WAL of a history ends in a repository. Only a cancellation is thrown. */
 export async function seeStoredWal(
   repository: Repository,
   required: boolean,
   identity: ClusterIdentity,
   options: FindNewestWalOptions,
 ): Promise<StoredWal> {
-  const seen: StoredWal = {
-    repository: repository.name,
-    required,
-    newest: undefined,
-    backups: 0,
-    gaps: [],
-    problem: undefined,
-  };
+  const seen = { repository: repository.name, required, newest: undefined, problem: undefined };
   try {
-    const newest = await findNewestWal(repository, identity, options);
-    return { ...seen, newest, ...(await seeGaps(repository, identity, newest, options)) };
+    return { ...seen, newest: await findNewestWal(repository, identity, options) };
   } catch (error) {
     if (!(error instanceof HoldfastError) || error.code === 'cancelled') throw error;
     return { ...seen, problem: errorText(error) };
   }
 }
 
-async function seeGaps(
+export interface SeeAccountOptions {
+  segmentSize: number;
+  stateDirectory: string;
+  signal: AbortSignal;
+}
+
+/**
+ * Accounts for every segment of a history in a repository, from listings and the headers that this host does not remember.
+ * Throws as the store does.
+ */
+export async function seeAccount(
   repository: Repository,
   identity: ClusterIdentity,
-  newest: NewestWal | undefined,
-  { segmentSize, signal }: FindNewestWalOptions,
-): Promise<Pick<StoredWal, 'gaps' | 'backups'>> {
+  { segmentSize, stateDirectory, signal }: SeeAccountOptions,
+): Promise<WalAccount> {
+  const highWater = await readWalHighWater(stateDirectory, identity.systemIdentifier);
   const { backups } = await listBackups(repository, identity, signal);
-  if (backups.length === 0 || newest === undefined) return { gaps: [], backups: backups.length };
-  const candidates = backups.map((record) => candidateOf(record));
-  const timelines = candidates.map(({ timeline }) => timeline);
+  const timelines = backups.map(({ timeline }) => timelineOf(timeline));
   const archive = await readWalArchive(repository, identity, segmentSize, timelines, signal);
-  const gaps = new Map<string, WalGap>();
-  for (const tip of await branchesOf(archive, candidates)) {
-    const ranges = await reachableRanges(archive, archive.tree.path(tip), candidates);
-    for (const [at, { end }] of ranges.entries()) {
-      if (end.resumes === undefined) continue;
-      const { missing, resumes } = end;
-      gaps.set(missing.name, {
-        timeline: missing.timeline,
-        fromLsn: segmentStart(missing.segment, segmentSize),
-        toLsn: segmentStart(resumes.segment, segmentSize),
-        first: missing.name,
-        last:
-          resumes.segment - 1n <= missing.segment
-            ? missing.name
-            : walSegmentName(missing.timeline, resumes.segment - 1n, segmentSize),
-        present: tip === newest.timeline && at === ranges.length - 1,
-      });
-    }
-  }
+  const { account } = await accountArchive(archive, backups, {
+    cache: createDigestCache(stateDirectory, repository, identity),
+    highWater,
+    now: () => new Date(),
+    signal,
+  });
   return {
-    gaps: [...gaps.values()].sort((a, b) => Number(a.fromLsn - b.fromLsn)),
     backups: backups.length,
+    present: account.present?.state,
+    gaps: account.gaps.map((gap) => ({
+      timeline: gap.timeline,
+      fromLsn: gap.fromLsn,
+      toLsn: gap.toLsn,
+      first: walSegmentName(gap.timeline, gap.first, segmentSize),
+      last: walSegmentName(gap.timeline, gap.last, segmentSize),
+      cause: gap.cause,
+      detail: gap.detail,
+      present: gap.blocking,
+    })),
   };
 }

@@ -3,6 +3,7 @@ import { hostname } from 'node:os';
 import { systemClock } from '../../clock.ts';
 import type { Configuration } from '../../config/configuration.ts';
 import type { ClusterConfiguration } from '../../config/schema.ts';
+import { errorText, HoldfastError } from '../../errors.ts';
 import type { Repository } from '../../repository/repository.ts';
 import { readWalHeader } from '../../repository/wal-file.ts';
 import { type Behind, readBehind } from '../../wal/behind.ts';
@@ -16,13 +17,14 @@ import {
   judgeArchiveTimeout,
   judgeBehind,
   judgeGaps,
+  isCutOff,
   judgeRecoveryPoint,
   oldestAllowed,
   type RecoveryExpectation,
 } from './recovery-findings.ts';
 import type { ServerSight } from './see-server.ts';
 import { judgeWalSpace } from './space-findings.ts';
-import { seeStoredWal, type StoredWal } from './stored-wal.ts';
+import { NO_ACCOUNT, seeAccount, seeStoredWal, type StoredWal, type WalAccount } from './stored-wal.ts';
 import { isHeldByUs, judgeStreaming, streamSource } from './stream-findings.ts';
 
 /** Everything that is known of a cluster's WAL: on its servers, on its way, and in the repositories. */
@@ -35,7 +37,7 @@ export interface WalSurvey {
   /** Whose end of WAL the repositories are compared with: the primary, else the standby that is furthest. */
   reference: ServerSight | undefined;
   receiver: (ReceiverStatus & { alive: boolean }) | undefined;
-  stored: readonly (StoredWal & { point: RecoveryPoint | undefined })[];
+  stored: readonly SurveyedWal[];
   /** Of a primary that archives: whether its last archived file is in each required repository. */
   archived: readonly ArchivedIn[];
   /** What `archive_command` should be. */
@@ -45,6 +47,9 @@ export interface WalSurvey {
   host: string;
   now: Date;
 }
+
+/** One repository. */
+export type SurveyedWal = StoredWal & WalAccount & { point: RecoveryPoint | undefined };
 
 export interface SurveyRequest {
   name: string;
@@ -74,16 +79,24 @@ export async function surveyWal(request: SurveyRequest): Promise<WalSurvey> {
     tailIntervalMs: tailInterval,
     archiveTimeoutMs: reference?.wal.archiveTimeoutMs ?? 0,
   };
-  const look = async (): Promise<WalSurvey['stored']> => seeAll(request, reference, systemIdentifier);
-  let stored = await look();
+  const segmentSize = reference?.facts.walSegmentSize ?? request.known?.segmentSize;
+  const look = async (): Promise<StoredEndSight[]> =>
+    systemIdentifier === undefined || segmentSize === undefined
+      ? []
+      : seeEnds(request, { systemIdentifier, segmentSize }, reference);
+  let ends = await look();
   // A commit of this very second is on its way: only what does not arrive in time is behind.
   const streaming = mode === 'stream' && sights.some((sight) => isHeldByUs(sight, slot));
   const deadline = performance.now() + Math.min(tailInterval + ARRIVAL_SPARE_MS, LONGEST_ARRIVAL_MS);
-  const isWorthALook = (): boolean => streaming && stored.some((one) => isLate(one, expected));
+  const isWorthALook = (): boolean => streaming && ends.some((one) => isLate(one, expected));
   while (performance.now() < deadline && isWorthALook()) {
     await systemClock.sleep(LOOK_AGAIN_MS, signal);
-    stored = await look();
+    ends = await look();
   }
+  const stored =
+    systemIdentifier === undefined || segmentSize === undefined
+      ? []
+      : await seeAccounts(request, { systemIdentifier, segmentSize }, ends);
   const sampled = reference?.wal.bytesPerSecond;
   const rates = stored.map(({ newest }) => rateOf(newest?.samples ?? []) ?? -1);
   const best = Math.max(-1, ...rates);
@@ -134,7 +147,7 @@ export function judgeWal(survey: WalSurvey, findings: Findings): void {
 export function statusOf(survey: WalSurvey, findings: Findings): 0 | 3 | 20 | 40 {
   const source = streamSource(survey.sights, survey.slot);
   const lost = survey.expected.mode === 'stream' && source?.wal.facts.slot?.walStatus === 'lost';
-  const gap = survey.stored.some(({ required, gaps }) => required && gaps.some(({ present }) => present));
+  const gap = survey.stored.some((one) => one.required && isCutOff(one));
   if (lost || gap) return 40;
   if (survey.sights.length === 0) return 20;
   const failed = findings.all.some(({ status }) => status === 'fail');
@@ -155,23 +168,48 @@ function endOf({ wal }: ServerSight): ServerEnd {
   return { now, timeline, position, quietSince: wal.quietSince };
 }
 
-async function seeAll(
-  request: SurveyRequest,
+type StoredEndSight = StoredWal & { point: RecoveryPoint | undefined };
+
+/** Where the WAL ends in each repository, in their order. */
+async function seeEnds(
+  { name, repositories, signal }: SurveyRequest,
+  { systemIdentifier, segmentSize }: { systemIdentifier: string; segmentSize: number },
   reference: ServerSight | undefined,
-  systemIdentifier: string | undefined,
-): Promise<WalSurvey['stored']> {
-  const segmentSize = reference?.facts.walSegmentSize ?? request.known?.segmentSize;
-  if (systemIdentifier === undefined || segmentSize === undefined) return [];
+): Promise<StoredEndSight[]> {
   const end = reference && endOf(reference);
   return Promise.all(
-    request.repositories.map(async ({ repository, required }) => {
-      const identity = { cluster: request.name, systemIdentifier };
+    repositories.map(async ({ repository, required }) => {
+      const identity = { cluster: name, systemIdentifier };
       const seen = await seeStoredWal(repository, required, identity, {
         segmentSize,
         ...(end && { near: { timeline: end.timeline, lsn: end.position } }),
-        signal: request.signal,
+        signal,
       });
       return { ...seen, point: end && recoveryPointOf(end, seen.newest) };
+    }),
+  );
+}
+
+async function seeAccounts(
+  { name, repositories, configuration, signal }: SurveyRequest,
+  { systemIdentifier, segmentSize }: { systemIdentifier: string; segmentSize: number },
+  ends: readonly StoredEndSight[],
+): Promise<SurveyedWal[]> {
+  const { stateDirectory } = configuration;
+  return Promise.all(
+    ends.map(async (end, index) => {
+      const repository = repositories[index]?.repository;
+      if (repository === undefined || end.problem !== undefined) return { ...end, ...NO_ACCOUNT };
+      try {
+        const identity = { cluster: name, systemIdentifier };
+        return {
+          ...end,
+          ...(await seeAccount(repository, identity, { segmentSize, stateDirectory, signal })),
+        };
+      } catch (error) {
+        if (!(error instanceof HoldfastError) || error.code === 'cancelled') throw error;
+        return { ...end, ...NO_ACCOUNT, problem: errorText(error) };
+      }
     }),
   );
 }
@@ -195,7 +233,7 @@ async function whereArchived(
 }
 
 /** Worth another look: pending for longer than it should take. */
-function isLate(one: WalSurvey['stored'][number], expected: RecoveryExpectation): boolean {
+function isLate(one: StoredEndSight, expected: RecoveryExpectation): boolean {
   const limit = oldestAllowed(expected);
   return one.required && one.point !== undefined && limit !== undefined && isTooOld(one.point, limit);
 }

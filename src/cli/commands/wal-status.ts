@@ -5,7 +5,8 @@ import { describeTarget, parseConnectionTarget } from '../../postgres/connection
 import type { Repository } from '../../repository/repository.ts';
 import { Findings } from '../check/finding.ts';
 import { seeServer, type ServerSight } from '../check/see-server.ts';
-import { judgeWal, statusOf, surveyWal } from '../check/survey-wal.ts';
+import { judgeWal, statusOf, type SurveyedWal, surveyWal } from '../check/survey-wal.ts';
+import { NO_ACCOUNT } from '../check/stored-wal.ts';
 import type { CommandContext, CommandSpec, Invocation } from '../command.ts';
 import { configuredCluster } from '../configured-cluster.ts';
 import { openNamed, secretSources } from '../open-repository.ts';
@@ -94,16 +95,14 @@ async function seeServers(
   return { sights, silent };
 }
 
-type Unopened = Awaited<ReturnType<typeof surveyWal>>['stored'][number];
-
 async function openRepositories(context: CommandContext): Promise<{
   repositories: { repository: Repository; required: boolean }[];
-  unopened: Unopened[];
+  unopened: SurveyedWal[];
 }> {
   const { environment, signal } = context;
   const configuration = await context.configuration();
   const repositories: { repository: Repository; required: boolean }[] = [];
-  const unopened: Unopened[] = [];
+  const unopened: SurveyedWal[] = [];
   for (const configured of configuration.repositories) {
     const { name, required } = configured;
     try {
@@ -111,7 +110,7 @@ async function openRepositories(context: CommandContext): Promise<{
       repositories.push({ repository, required });
     } catch (error) {
       if (!(error instanceof HoldfastError) || error.code === 'cancelled') throw error;
-      const nothing = { newest: undefined, point: undefined, backups: 0, gaps: [] };
+      const nothing = { newest: undefined, point: undefined, ...NO_ACCOUNT };
       unopened.push({ repository: name, required, ...nothing, problem: errorText(error) });
     }
   }

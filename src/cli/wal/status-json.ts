@@ -52,6 +52,7 @@ export function statusJson(
       ageSeconds: one.point?.ageMs === undefined ? null : one.point.ageMs / 1000,
       pendingBytes: one.point === undefined ? null : Number(one.point.pendingBytes),
       backups: one.backups,
+      present: one.present ?? null,
       behind: behind.find(({ repository }) => repository === one.repository) ?? null,
       gaps: one.gaps.map((gap) => ({
         ...gap,
