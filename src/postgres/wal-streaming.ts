@@ -25,7 +25,7 @@ export interface WalStreamOptions {
 }
 
 /** While the sink pauses the connection a request for a reply cannot be seen, so replies are sent unasked. */
-const PAUSED_STATUS_MS = 1000;
+const PAUSED_STATUS_MS = 250;
 const STATUS_MS = 10_000;
 /** A server that shuts down asks again as soon as it is answered. */
 const REPLY_MS = 100;
