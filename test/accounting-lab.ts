@@ -410,18 +410,10 @@ export class Model {
   }
 
   #cause({ segments }: WorldTimeline, segment: bigint): string {
-    switch (segments.get(segment)?.fate) {
-      case 'header-deleted':
-      case 'data-deleted':
-        return 'deleted';
-      case 'both-deleted':
-        return this.#remembered ? 'deleted' : 'never-archived';
-      case 'truncated':
-      case 'header-corrupt':
-        return 'damaged';
-      default:
-        return 'never-archived';
-    }
+    const fate = segments.get(segment)?.fate;
+    if (fate === 'header-deleted' || fate === 'data-deleted') return 'deleted';
+    if (fate === 'both-deleted' && this.#remembered) return 'deleted';
+    return fate === 'truncated' || fate === 'header-corrupt' ? 'damaged' : 'never-archived';
   }
 
   describe(): string {

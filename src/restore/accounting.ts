@@ -293,6 +293,7 @@ function breakGaps(input: AccountInput, timeline: TimelineId): BareGap[] {
       last: segment,
       cause: (kind === 'damaged' ? 'damaged' : 'wal-level-minimal') satisfies GapCause,
       detail: kind === 'damaged' ? `as its writer saw: ${detail}` : MINIMAL,
+      headerLeft: true,
       fromLsn: at,
       toLsn: again === undefined ? end : lsnOf(again),
     });

@@ -20,6 +20,8 @@ export type GapCause =
 export interface CausedRange extends SegmentRange {
   cause: GapCause;
   detail: string;
+  /** A header is left, which copying from another repository does not replace. */
+  headerLeft: boolean;
 }
 
 export interface CauseEvidence {
@@ -60,12 +62,16 @@ export function causesOf(
     const why = known.find((one) => one.first <= first && last <= one.last) ?? NEVER;
     const before = cut.at(-1);
     if (before?.cause === why.cause && before.detail === why.detail) before.last = last;
-    else cut.push({ first, last, cause: why.cause, detail: why.detail });
+    else cut.push({ ...why, first, last });
   }
   return cut;
 }
 
-const NEVER = { cause: 'never-archived', detail: 'nothing of it was ever seen here' } as const;
+const NEVER = {
+  cause: 'never-archived',
+  detail: 'nothing of it was ever seen here',
+  headerLeft: false,
+} as const;
 
 /** What is known of the segments, the surest first. */
 function explanations(
@@ -81,18 +87,20 @@ function explanations(
     last,
     cause: FAULT_CAUSE[kind],
     detail,
+    headerLeft: kind === 'data-lost' || kind === 'damaged',
   }));
   for (const { fromLsn, toLsn, cause, detail } of own(notes)) {
     if (toLsn <= fromLsn) continue;
     // What was lost begins with the segment that was to be read next, of which a part may have arrived.
     const [first, last] = [segmentOfLsn(fromLsn, segmentSize), lastSegmentBefore(toLsn, segmentSize)];
-    known.push({ first, last, cause, detail });
+    known.push({ first, last, cause, detail, headerLeft: false });
   }
   for (const { first, last } of own(confirmed)) {
-    known.push({ first, last, cause: 'deleted', detail: 'this host saw it confirmed here' });
+    const detail = 'this host saw it confirmed here';
+    known.push({ first, last, cause: 'deleted', detail, headerLeft: false });
   }
   if (own(minimal).some(({ segment }) => segment + 1n === missing.first || segment === missing.first)) {
-    known.push({ ...missing, cause: 'wal-level-minimal', detail: MINIMAL });
+    known.push({ ...missing, cause: 'wal-level-minimal', detail: MINIMAL, headerLeft: false });
   }
   return known;
 }

@@ -71,11 +71,12 @@ export function decodeDigest(value: unknown): SegmentDigest | undefined {
   }
   const digest = { dataKey, storedBytes: Number(storedBytes), sizeBytes: Number(sizeBytes) };
   if (endLsn === undefined) return { ...digest, note: undefined };
+  if (typeof endLsn !== 'string') return undefined;
   try {
     return {
       ...digest,
       note: {
-        endLsn: parseLsn(String(endLsn)),
+        endLsn: parseLsn(endLsn),
         endsInPartialRecord: partial === 1,
         firstCommitTime: typeof first === 'string' ? BigInt(first) : undefined,
         lastCommitTime: typeof last === 'string' ? BigInt(last) : undefined,

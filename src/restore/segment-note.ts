@@ -49,7 +49,7 @@ export function readNote(wal: Readonly<Record<string, unknown>> | undefined): Se
       damage:
         summary.damagedAt === undefined
           ? undefined
-          : { at: parseLsn(summary.damagedAt), detail: String(summary.damage ?? 'it is damaged') },
+          : { at: parseLsn(summary.damagedAt), detail: summary.damage ?? 'it is damaged' },
       minimal:
         summary.walLevelMinimal === true
           ? {

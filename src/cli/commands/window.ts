@@ -1,54 +1,34 @@
 import { HoldfastError } from '../../errors.ts';
-import { formatLsn } from '../../postgres/lsn.ts';
-import { walSegmentName } from '../../postgres/wal-segment.ts';
-import { candidateOf } from '../../restore/choose-backup.ts';
-import { describeInstant, formatInstant, instantOfRecord } from '../../restore/instant.ts';
-import { branchesOf } from '../../restore/plan.ts';
-import { type ReachableRange, reachableRanges } from '../../restore/reachable.ts';
-import { describePath } from '../../restore/timelines.ts';
-import type { WalArchive } from '../../restore/wal-archive.ts';
 import { type CommandSpec, type Invocation, textOption } from '../command.ts';
 import { configuredCluster } from '../configured-cluster.ts';
 import { namedRepository } from '../open-repository.ts';
-import { openArchive } from '../restore/open-archives.ts';
+import { accountCluster } from '../window/account-cluster.ts';
+import { type WindowJson, windowJson } from '../window/window-json.ts';
+import { windowText } from '../window/window-text.ts';
 
 export const window: CommandSpec = {
   name: 'window',
   group: 'Look',
   summary: 'what can be restored now, and why not the rest',
   details: `Per repository and branch of timelines: every stretch of WAL that a backup leads into, from where that is
-consistent to where the archive ends or a segment is missing. Reads listings and headers only and needs no key for a
-cluster that was never promoted.`,
+consistent to the last record that is stored, tails included; the tree of timelines; and every gap with its cause and
+what to do. Reads listings and headers only (what it read from headers is remembered in the state directory) and needs
+no key for a cluster that was never promoted. Ends with 0 where the newest WAL can be restored from at least one
+repository, gaps of the past or not; with 40 where no backup leads there.`,
   arguments: [{ name: 'cluster', summary: 'a cluster of the configuration' }],
   options: [
     { flags: '--repository <name>', summary: 'only this repository' },
     { flags: '--system-identifier <number>', summary: 'which history, where a name has several' },
   ],
-  examples: [{ command: 'holdfast window app', does: 'from when to when app can be restored' }],
+  examples: [
+    { command: 'holdfast window app', does: 'from when to when app can be restored' },
+    {
+      command: 'holdfast window app --json | jq ".repositories[].gaps[] | select(.blocking)"',
+      does: 'what keeps the present from being restorable',
+    },
+  ],
   run,
 };
-
-interface Point {
-  lsn: string;
-  time: string | null;
-  timeline: number;
-}
-
-interface RangeJson {
-  from: Point & { backup: string };
-  to: Point;
-  backups: number;
-  /** Null where the archive simply ends. */
-  gap: { firstMissing: string; lastMissing: string; resumesAt: string } | null;
-  next: string;
-}
-
-interface RepositoryJson {
-  repository: string;
-  systemIdentifier: string | null;
-  branches: { timeline: number; path: string; ranges: RangeJson[] }[];
-  problems: string[];
-}
 
 async function run({ arguments: [name = ''], options, context }: Invocation): Promise<void> {
   const configuration = await context.configuration();
@@ -57,109 +37,49 @@ async function run({ arguments: [name = ''], options, context }: Invocation): Pr
   const systemIdentifier = textOption(options, 'systemIdentifier');
   const repositories =
     only === undefined ? configuration.repositories : [namedRepository(configuration, only)];
-  const found: RepositoryJson[] = [];
-  const failures: HoldfastError[] = [];
-  for (const target of repositories) {
-    try {
-      const opened = await openArchive(context, configuration, target, { cluster: name, systemIdentifier });
-      if (opened === undefined) {
-        const problems = [`nothing of cluster ${name} is here: holdfast backup base ${name}`];
-        found.push({ repository: target.name, systemIdentifier: null, branches: [], problems });
-        continue;
-      }
-      const { archive, backups, damaged } = opened;
-      const candidates = backups.map((record) => candidateOf(record));
-      const branches: RepositoryJson['branches'] = [];
-      for (const tip of await branchesOf(archive, candidates)) {
-        const path = archive.tree.path(tip);
-        const ranges = await reachableRanges(archive, path, candidates);
-        branches.push({
-          timeline: tip,
-          path: describePath(path),
-          ranges: ranges.map((range) => rangeJson(range, archive)),
-        });
-      }
-      found.push({
-        repository: target.name,
-        systemIdentifier: archive.identity.systemIdentifier,
-        branches,
-        problems: [
-          ...archive.problems,
-          ...damaged.map(({ key, reason }) => `${key} cannot be used: ${reason}`),
-        ],
-      });
-    } catch (error) {
-      if (!(error instanceof HoldfastError) || error.code === 'cancelled') throw error;
-      failures.push(error);
-      found.push({
-        repository: target.name,
-        systemIdentifier: null,
-        branches: [],
-        problems: [error.message],
-      });
-    }
-  }
+  const found = await accountCluster(context, configuration, repositories, {
+    cluster: name,
+    systemIdentifier,
+  });
+  const failures = found.flatMap(({ failure }) => failure ?? []);
   const [failure] = failures;
-  if (failure !== undefined && failures.length === repositories.length) throw failure;
-  context.output.result({ cluster: name, repositories: found }, () => found.map(repositoryText).join('\n\n'));
-}
-
-function rangeJson({ from, to, backups, end }: ReachableRange, archive: WalArchive): RangeJson {
-  const { missing, resumes } = end;
-  const size = archive.segmentSize;
-  return {
-    from: {
-      lsn: formatLsn(from.lsn),
-      time: formatInstant(from.time),
-      timeline: from.timeline,
-      backup: from.backupId,
-    },
-    to: {
-      lsn: formatLsn(to.lsn),
-      time: to.time === undefined ? null : formatInstant(to.time),
-      timeline: to.timeline,
-    },
-    backups,
-    gap:
-      resumes === undefined
-        ? null
-        : {
-            firstMissing: missing.name,
-            lastMissing:
-              resumes.segment - 1n < missing.segment
-                ? missing.name
-                : walSegmentName(missing.timeline, resumes.segment - 1n, size),
-            resumesAt: resumes.name,
-          },
-    next: missing.name,
-  };
-}
-
-function repositoryText({ repository, branches, problems }: RepositoryJson): string {
-  const lines = [`Repository ${repository}`];
-  for (const { path, ranges } of branches) {
-    lines.push(`  timeline ${path}`);
-    for (const { from, to, backups, gap } of ranges) {
-      const many = backups === 1 ? `backup ${from.backup}` : `${backups} backups, the first ${from.backup}`;
-      lines.push(`    from ${from.lsn}  ${shown(from.time)}  (${many})`);
-      lines.push(
-        `    to   ${to.lsn}  ${to.time === null ? 'no commit behind the backup' : `${shown(to.time)}, the last commit`}`,
-      );
-      if (gap !== null) {
-        const names =
-          gap.firstMissing === gap.lastMissing
-            ? gap.firstMissing
-            : `${gap.firstMissing} to ${gap.lastMissing}`;
-        lines.push(`    then a gap: ${names} missing, the archive goes on with ${gap.resumesAt}`);
-      }
-    }
-    if (ranges.length === 0) lines.push('    nothing: no backup has all of its WAL');
+  if (failure !== undefined && failures.length === found.length) throw failure;
+  for (const { repository, account } of found) {
+    if (account === undefined) continue;
+    const { segments, headersRead } = account.cost;
+    context.output.debug(`${repository}: ${segments} segments, ${headersRead} headers read`);
   }
-  if (branches.length === 0) lines.push('  nothing can be restored');
-  for (const problem of problems) lines.push(`  problem: ${problem}`);
-  return lines.join('\n');
+  const result = windowJson(name, found, new Date());
+  context.output.result(result, () => windowText(result));
+  const gap = presentFailure(result);
+  if (gap !== undefined) throw gap;
 }
 
-function shown(time: string | null): string {
-  return time === null ? '' : describeInstant(instantOfRecord(time));
+/** The error a window ends with where the present is out of reach. */
+function presentFailure({ cluster, present, repositories }: WindowJson): HoldfastError | undefined {
+  if (present === null || present.state === 'reachable') return undefined;
+  const context = { cluster, timeline: present.timeline, state: present.state };
+  const blocking = repositories.flatMap(({ gaps }) => gaps.filter((gap) => gap.blocking));
+  if (present.state === 'orphan') {
+    const problem = repositories
+      .flatMap(({ problems }) => problems)
+      .find((one) => one.includes('history file'));
+    return new HoldfastError(
+      'wal-gap',
+      `the newest timeline of cluster ${cluster}, ${present.timeline}, cannot be restored: its history file is missing`,
+      { hint: problem ?? `holdfast backup base ${cluster}`, context },
+    );
+  }
+  const [first] = blocking;
+  const reason =
+    first === undefined
+      ? present.state === 'no-backup'
+        ? `no base backup leads to timeline ${present.timeline}`
+        : 'wal is missing behind the last base backup'
+      : `${first.firstMissing} is ${first.cause === 'damaged' ? 'damaged' : 'missing'}, and no base backup begins behind it`;
+  const copy = blocking.find(({ fix }) => fix?.startsWith('holdfast wal catch-up') === true)?.fix;
+  return new HoldfastError('wal-gap', `the present of cluster ${cluster} cannot be restored: ${reason}`, {
+    hint: `make a new start now: holdfast backup base ${cluster}${typeof copy === 'string' ? `; or fetch what is missing: ${copy}` : ''}`,
+    context,
+  });
 }
