@@ -16,6 +16,12 @@ export function lsnOf(value: bigint): Lsn {
   return value as Lsn;
 }
 
+/** From its upper and lower 32 bits. */
+export function lsnOfHalves(high: number, low: number): Lsn {
+  const value = high * 0x1_0000_0000 + low;
+  return (Number.isSafeInteger(value) ? BigInt(value) : (BigInt(high) << 32n) + BigInt(low)) as Lsn;
+}
+
 /**
  * Reads PostgreSQL's text form, two hexadecimal halves of up to eight digits (`0/3000060`); leading zeros and either
  * case are accepted, anything else is `usage-invalid`.

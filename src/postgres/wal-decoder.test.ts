@@ -2,7 +2,7 @@ import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import * as fc from 'fast-check';
 import { WalWriter, type WrittenRecord } from '../../test/wal-writer.ts';
-import { type Lsn, lsnOf } from './lsn.ts';
+import { type Lsn, lsnOf, lsnOfHalves } from './lsn.ts';
 import { parseSystemIdentifier } from './system-identifier.ts';
 import { timelineOf } from './timeline.ts';
 import { SUPPORTED_MAJORS } from './version.ts';
@@ -211,6 +211,49 @@ test('WalDecoder leaves out kinds that were not asked for, but not their positio
   assert.deepEqual(
     records.map((r) => [r.kind, r.previousEnd]),
     [['restore-point', filler.endLsn]],
+  );
+});
+
+test('WalDecoder tells a sink of the same ends of transactions that it would yield, in the order of the WAL', () => {
+  const steps = fc.array(
+    fc.record({
+      what: fc.constantFrom('commit', 'abort', 'filler'),
+      xid: fc.nat(2 ** 32 - 1),
+      time: fc.bigInt({ min: T, max: 2n ** 63n - 1n - T }),
+      bytes: fc.nat(9000),
+    }),
+    { minLength: 1, maxLength: 300, size: 'max' },
+  );
+  fc.assert(
+    fc.property(steps, fc.integer({ min: 500, max: 50_000 }), (all, chunk) => {
+      const writer = new WalWriter();
+      for (const { what, xid, time, bytes } of all) {
+        if (what === 'commit') writer.commit(xid, time);
+        else if (what === 'abort') writer.abort(xid, time);
+        else writer.filler(bytes);
+      }
+      const ends = ({ records }: Decoded): unknown[] =>
+        records.flatMap((one) =>
+          one.kind === 'commit' || one.kind === 'abort' ? [[one.kind, one.xid, one.time, one.lsn]] : [],
+        );
+      const expected = ends(decode(writer.bytes(), { start: writer.start }));
+      const told: unknown[] = [];
+      const decoder = new WalDecoder({
+        start: writer.start,
+        segmentSize: MIB,
+        transactions: {
+          ended: (kind, xid, time, high, low) => told.push([kind, xid, BigInt(time), lsnOfHalves(high, low)]),
+        },
+      });
+      const bytes = writer.bytes();
+      for (let at = 0; at < bytes.length; at += chunk) {
+        for (const record of decoder.push(bytes.subarray(at, at + chunk))) {
+          told.push(...ends({ records: [record], end: decoder.end }));
+        }
+      }
+      assert.deepEqual(told, expected);
+    }),
+    { numRuns: 30 },
   );
 });
 

@@ -1,5 +1,5 @@
 import { assert } from '../errors.ts';
-import { type Lsn, lsnOf } from './lsn.ts';
+import { type Lsn, lsnOf, lsnOfHalves } from './lsn.ts';
 import { type SystemIdentifier } from './system-identifier.ts';
 import { type TimelineId } from './timeline.ts';
 import { type MajorVersion, VERSION_FACTS, majorOfWalMagic } from './version.ts';
@@ -16,9 +16,11 @@ import {
 import {
   DECODED_KINDS,
   RECORD_HEADER_BYTES,
+  type TransactionSink,
   type WalRecord,
   type WalRecordKind,
   decodeWalRecord,
+  transactionEndTime,
   walRecordKind,
 } from './wal-record.ts';
 import { isWalSegmentSize } from './wal-segment.ts';
@@ -36,6 +38,8 @@ export interface WalDecoderOptions {
   timeline?: TimelineId;
   /** The kinds to yield; every record is checked all the same. Left out: all. */
   kinds?: readonly WalRecordKind[];
+  /** Takes most commits and aborts that are wanted, which then are not yielded: an object for each would cost more. */
+  transactions?: TransactionSink;
   blockSize?: number;
 }
 
@@ -57,9 +61,6 @@ export interface WalEnd {
   inRecord: boolean;
 }
 
-/** Kinds that cost little: what is decoded and nothing else. */
-export const INTERESTING_KINDS: readonly WalRecordKind[] = DECODED_KINDS;
-
 const HIGHEST_BUILTIN_RMGR = 21;
 const LOWEST_CUSTOM_RMGR = 128;
 
@@ -76,6 +77,7 @@ export class WalDecoder {
   readonly #maxTimeline: number;
   readonly #wanted: ReadonlySet<WalRecordKind>;
   readonly #wantsOther: boolean;
+  readonly #transactions: TransactionSink | undefined;
 
   // The bytes at hand: page `#page` of `#view` (counted from `#origin`), of which `#limit` bytes are there.
   #view: DataView = new DataView(new ArrayBuffer(0));
@@ -127,6 +129,7 @@ export class WalDecoder {
     this.#maxTimeline = options.timeline ?? 0xffff_ffff;
     this.#wanted = new Set(options.kinds ?? [...DECODED_KINDS, 'other']);
     this.#wantsOther = this.#wanted.has('other');
+    this.#transactions = options.transactions;
     this.#pending = new Uint8Array(blockSize);
     const segment = start - (start % BigInt(segmentSize));
     this.#pageHigh = Number(segment >> 32n);
@@ -144,9 +147,9 @@ export class WalDecoder {
   }
 
   get end(): WalEnd {
-    const lsn = lsnFrom(this.#endHigh, this.#endLow);
+    const lsn = lsnOfHalves(this.#endHigh, this.#endLow);
     if (this.#stopped !== undefined) return { lsn, ...this.#stopped, inRecord: false };
-    const at = this.#mode === 'in-record' ? lsnFrom(this.#recordHigh, this.#recordLow) : lsn;
+    const at = this.#mode === 'in-record' ? lsnOfHalves(this.#recordHigh, this.#recordLow) : lsn;
     return { lsn, reason: 'needs-more', at, inRecord: this.#isInRecord() };
   }
 
@@ -261,7 +264,7 @@ export class WalDecoder {
     this.#at = headerBytes;
     switch (this.#mode) {
       case 'before-start': {
-        if (lsnFrom(this.#pageHigh, this.#pageLow) < this.#startPage) {
+        if (lsnOfHalves(this.#pageHigh, this.#pageLow) < this.#startPage) {
           this.#at = this.#blockSize;
           return false;
         }
@@ -443,11 +446,18 @@ export class WalDecoder {
       this.#endHigh++;
     }
     if (kind === 'other' ? !this.#wantsOther : !this.#wanted.has(kind)) return undefined;
-    const lsn = lsnFrom(high, low);
+    if (this.#transactions !== undefined && parts === undefined && (kind === 'commit' || kind === 'abort')) {
+      const time = transactionEndTime(head, from, length);
+      if (time !== undefined) {
+        this.#transactions.ended(kind, head.getUint32(from + 4, true), time, high, low);
+        return undefined;
+      }
+    }
+    const lsn = lsnOfHalves(high, low);
     const place = {
       lsn,
-      endLsn: lsnFrom(this.#endHigh, this.#endLow),
-      previousEnd: previousEndLow === low ? lsn : lsnFrom(previousEndHigh, previousEndLow),
+      endLsn: lsnOfHalves(this.#endHigh, this.#endLow),
+      previousEnd: previousEndLow === low ? lsn : lsnOfHalves(previousEndHigh, previousEndLow),
       xid: head.getUint32(from + 4, true),
       rmgr,
       info,
@@ -477,13 +487,8 @@ export class WalDecoder {
   }
 
   #stopAt(reason: 'zeros' | 'invalid', high: number, low: number, detail?: string): void {
-    this.#stopped = { reason, at: lsnFrom(high, low), ...(detail === undefined ? {} : { detail }) };
+    this.#stopped = { reason, at: lsnOfHalves(high, low), ...(detail === undefined ? {} : { detail }) };
   }
-}
-
-function lsnFrom(high: number, low: number): Lsn {
-  const value = high * 0x1_0000_0000 + low;
-  return (Number.isSafeInteger(value) ? BigInt(value) : (BigInt(high) << 32n) + BigInt(low)) as Lsn;
 }
 
 function align8(value: number): number {

@@ -31,6 +31,12 @@ export interface WalTransactionEnd extends WalRecordPlace {
   kind: 'commit' | 'abort' | 'commit-prepared' | 'abort-prepared';
   time: bigint;
 }
+/** Takes ends of transactions without an object for each. */
+export interface TransactionSink {
+  /** Called in the order of the WAL, records yielded included. `time`: microseconds since 1970. */
+  ended(kind: WalTransactionEnd['kind'], xid: number, time: number, lsnHigh: number, lsnLow: number): void;
+}
+
 /** `pg_create_restore_point()`. */
 export interface WalRestorePoint extends WalRecordPlace {
   kind: 'restore-point';
@@ -191,6 +197,19 @@ export function decodeWalRecord(
     case 'backup-end':
       return { kind, ...place, backupStart: lsnOf(view.getBigUint64(at, true)) };
   }
+}
+
+/**
+ * The time in the commit or abort record of `length` bytes at `from`, in microseconds since 1970; undefined where
+ * `decodeWalRecord` has to be asked.
+ */
+export function transactionEndTime(view: DataView, from: number, length: number): number | undefined {
+  const end = from + length;
+  const at = mainDataStart(view, from + RECORD_HEADER_BYTES, end);
+  if (at === undefined || end - at < MAIN_DATA_BYTES.commit) return undefined;
+  const time = view.getInt32(at + 4, true) * 0x1_0000_0000 + view.getUint32(at, true);
+  const since1970 = time + Number(POSTGRES_EPOCH);
+  return Number.isSafeInteger(time) && Number.isSafeInteger(since1970) ? since1970 : undefined;
 }
 
 /**

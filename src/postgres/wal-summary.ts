@@ -1,9 +1,9 @@
-import { type Lsn, formatLsn, lsnOf } from './lsn.ts';
+import { type Lsn, formatLsn, lsnOf, lsnOfHalves } from './lsn.ts';
 import { type SystemIdentifier } from './system-identifier.ts';
 import { type TimelineId } from './timeline.ts';
 import { formatMicroseconds } from './timestamp.ts';
-import { INTERESTING_KINDS, WalDecoder } from './wal-decoder.ts';
-import { type WalRecord } from './wal-record.ts';
+import { WalDecoder } from './wal-decoder.ts';
+import { DECODED_KINDS, type TransactionSink, type WalRecord, type WalTransactionEnd } from './wal-record.ts';
 
 /**
  * What a WAL segment holds, as JSON. LSNs are PostgreSQL's text form; times RFC 3339 in UTC with microseconds. Only
@@ -68,14 +68,15 @@ export function summarizeWalSegment(bytes: Uint8Array, options: WalSummaryOption
 
 export function createWalSummarizer(options: WalSummaryOptions): WalSummarizer {
   const { start, segmentSize, timeline, systemIdentifier, partial = false } = options;
+  const seen = new Sightings();
   const decoder = new WalDecoder({
     start,
     segmentSize,
-    kinds: INTERESTING_KINDS,
+    kinds: DECODED_KINDS,
+    transactions: seen,
     ...(timeline === undefined ? {} : { timeline }),
     ...(systemIdentifier === undefined ? {} : { systemIdentifier }),
   });
-  const seen = new Sightings();
   let length = 0;
   return {
     push(bytes) {
@@ -104,12 +105,14 @@ export function createWalSummarizer(options: WalSummaryOptions): WalSummarizer {
   };
 }
 
-class Sightings {
+class Sightings implements TransactionSink {
   #commits = 0;
   #aborts = 0;
-  #firstTime: bigint | undefined;
-  #lastTime: bigint | undefined;
-  #lastCommit: Lsn | undefined;
+  // Microseconds since 1970 stay exact in a number until the year 2255; a time beyond loses some of them.
+  #firstTime = Infinity;
+  #lastTime = -Infinity;
+  #lastCommitHigh = 0;
+  #lastCommitLow = 0;
   #minXid: number | undefined;
   #maxXid: number | undefined;
   #switched = false;
@@ -117,24 +120,32 @@ class Sightings {
   readonly #restorePoints: WalSummary['restorePoints'] = [];
 
   get lastCommitTime(): bigint | undefined {
-    return this.#lastTime;
+    return this.#commits === 0 ? undefined : BigInt(this.#lastTime);
+  }
+
+  ended(kind: WalTransactionEnd['kind'], xid: number, time: number, lsnHigh: number, lsnLow: number): void {
+    this.#addXid(xid);
+    if (kind === 'abort' || kind === 'abort-prepared') {
+      this.#aborts++;
+      return;
+    }
+    this.#commits++;
+    this.#lastCommitHigh = lsnHigh;
+    this.#lastCommitLow = lsnLow;
+    if (time < this.#firstTime) this.#firstTime = time;
+    if (time > this.#lastTime) this.#lastTime = time;
   }
 
   add(record: WalRecord): void {
     switch (record.kind) {
       case 'commit':
       case 'commit-prepared':
-        this.#commits++;
-        this.#addXid(record.xid);
-        this.#lastCommit = record.lsn;
-        if (this.#firstTime === undefined || record.time < this.#firstTime) this.#firstTime = record.time;
-        if (this.#lastTime === undefined || record.time > this.#lastTime) this.#lastTime = record.time;
-        break;
       case 'abort':
-      case 'abort-prepared':
-        this.#aborts++;
-        this.#addXid(record.xid);
+      case 'abort-prepared': {
+        const { kind, xid, time, lsn } = record;
+        this.ended(kind, xid, Number(time), Number(lsn >> 32n), Number(lsn & 0xffff_ffffn));
         break;
+      }
       case 'restore-point':
         this.#restorePoints.push({
           name: record.name,
@@ -160,9 +171,11 @@ class Sightings {
     return {
       commits: this.#commits,
       aborts: this.#aborts,
-      ...(this.#firstTime === undefined ? {} : { firstCommitTime: formatMicroseconds(this.#firstTime) }),
-      ...(this.#lastTime === undefined ? {} : { lastCommitTime: formatMicroseconds(this.#lastTime) }),
-      ...(this.#lastCommit === undefined ? {} : { lastCommitLsn: formatLsn(this.#lastCommit) }),
+      ...(this.#commits > 0 && {
+        firstCommitTime: formatMicroseconds(BigInt(this.#firstTime)),
+        lastCommitTime: formatMicroseconds(BigInt(this.#lastTime)),
+        lastCommitLsn: formatLsn(lsnOfHalves(this.#lastCommitHigh, this.#lastCommitLow)),
+      }),
       ...(this.#minXid === undefined ? {} : { minXid: this.#minXid }),
       ...(this.#maxXid === undefined ? {} : { maxXid: this.#maxXid }),
       restorePoints: this.#restorePoints,
