@@ -35,10 +35,11 @@ interface Site {
   /** What the clock says, in seconds. */
   clock: { seconds: number };
   opened: { times: number };
-  push(segment: number, open?: () => Promise<Repository>, graceMs?: number): Promise<number>;
-  notes(): Promise<Behind[]>;
-  offsiteHas(): Promise<number[]>;
-  catchUp(open?: () => Promise<Repository>): Promise<boolean>;
+  /** Milliseconds it took. */
+  push: (segment: number, open?: () => Promise<Repository>, graceMs?: number) => Promise<number>;
+  notes: () => Promise<Behind[]>;
+  offsiteHas: () => Promise<number[]>;
+  catchUp: (open?: () => Promise<Repository>) => Promise<boolean>;
 }
 
 async function site(t: TestContext): Promise<Site> {
