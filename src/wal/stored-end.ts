@@ -51,7 +51,7 @@ export async function findNewestWal(
   const last =
     (near && (await lastSegment(repository, identity, startOfListing(near, segmentSize), signal))) ??
     (await lastSegment(repository, identity, undefined, signal));
-  const chain = await newestChain(repository, identity, last, segmentSize, signal);
+  const chain = await newestChain(repository, identity, last, signal);
   const parsed = last === undefined ? undefined : parseWalSegmentName(last, segmentSize);
   const timeline = chain?.timeline ?? parsed?.timeline;
   if (timeline === undefined) return undefined;
@@ -92,12 +92,11 @@ async function lastSegment(
   return last;
 }
 
-/** The tails behind the last segment, or those of a newer timeline that has no complete segment yet. */
+/** The newest tails behind the last segment (behind a gap too, which is not looked for here), or those of a newer timeline that has no complete segment yet. */
 async function newestChain(
   repository: Repository,
   identity: ClusterIdentity,
   last: WalSegmentName | undefined,
-  segmentSize: number,
   signal: AbortSignal | undefined,
 ): Promise<WalTailChain | undefined> {
   let name: WalSegmentName | undefined;
@@ -108,13 +107,7 @@ async function newestChain(
     tails.push(tail);
   }
   if (name === undefined) return undefined;
-  const chain = chainTails(tails);
-  if (last === undefined || chain === undefined) return chain;
-  const [before, own] = [parseWalSegmentName(last, segmentSize), parseWalSegmentName(name, segmentSize)];
-  // On the same timeline, tails behind a hole are no end that can be reached.
-  return own.timeline === before.timeline && own.segmentNumber !== before.segmentNumber + 1n
-    ? undefined
-    : chain;
+  return chainTails(tails);
 }
 
 function endOfChain(chain: WalTailChain, segmentSize: number): Lsn {

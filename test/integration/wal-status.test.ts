@@ -51,7 +51,7 @@ interface Status {
     ageSeconds: number | null;
     pendingBytes: number | null;
     behind: null | { reason: string };
-    gaps: { present: boolean }[];
+    gaps: { present: boolean; cause: string }[];
   }[];
   findings: { status: string; message: string; fix?: string }[];
 }
@@ -131,6 +131,16 @@ async function isActive(cluster: TestCluster, wanted: boolean): Promise<void> {
     const [row] = await cluster.sql<{ active: boolean }>('SELECT active FROM pg_replication_slots');
     return row?.active === wanted;
   });
+}
+
+/** Fills segments, and lets the server remove what it may. */
+async function write(cluster: TestCluster, segments: number): Promise<void> {
+  for (let count = 0; count < segments; count += 1) {
+    await cluster.sql(
+      `SELECT pg_logical_emit_message(false, 'x', repeat('x', 1000)); SELECT pg_switch_wal()`,
+    );
+  }
+  await cluster.sql('CHECKPOINT');
 }
 
 const failures = (status: Status): string[] =>
@@ -249,15 +259,7 @@ describe('wal status', { concurrency: true }, () => {
       /'\d+(GB|MB)'/,
     );
 
-    const write = async (segments: number): Promise<void> => {
-      for (let count = 0; count < segments; count += 1) {
-        await cluster.sql(
-          `SELECT pg_logical_emit_message(false, 'x', repeat('x', 1000)); SELECT pg_switch_wal()`,
-        );
-      }
-      await cluster.sql('CHECKPOINT');
-    };
-    await write(8);
+    await write(cluster, 8);
     const extended = await status(place);
     assert.equal(extended.seen.servers[0]?.slot?.walStatus, 'extended');
     assert.ok((extended.seen.servers[0]?.slot?.heldBytes ?? 0) > 5 * 2 ** 20);
@@ -265,12 +267,54 @@ describe('wal status', { concurrency: true }, () => {
 
     await cluster.sql(`ALTER SYSTEM SET max_slot_wal_keep_size = '1MB'`);
     await cluster.sql('SELECT pg_reload_conf()');
-    await write(8);
+    await write(cluster, 8);
     const lost = await status(place);
     assert.equal(lost.seen.servers[0]?.slot?.walStatus, 'lost');
     assert.equal(lost.exit, 40);
     assert.equal(lost.code, 'wal-gap');
     assert.match(lost.hint, /--accept-gap.*holdfast backup base app/);
+  });
+
+  test('wal status ends with 40 while a lost slot cuts the present off, until a base backup leads to it', async (t) => {
+    await using cluster = await createCluster({
+      segmentSizeMb: 1,
+      settings: {
+        max_wal_size: '2MB',
+        min_wal_size: '2MB',
+        wal_keep_size: '0',
+        max_slot_wal_keep_size: '1MB',
+      },
+    });
+    const place = await lab(t, cluster);
+    const first = place.start('wal', 'receive', 'app');
+    await until(
+      async () => (await cluster.sql('SELECT FROM pg_replication_slots WHERE active')).length === 1,
+    );
+    assert.equal((await place.holdfast('backup', 'base', 'app')).exit, 0);
+    await first.stop();
+    await write(cluster, 12);
+    assert.equal((await status(place)).exit, 40, 'the slot is lost');
+
+    const second = place.start('wal', 'receive', 'app', '--accept-gap');
+    await until(async () => (await status(place)).seen.repositories[0]?.state === 'current');
+    const cut = await status(place);
+    assert.equal(cut.exit, 40);
+    assert.deepEqual(
+      cut.seen.repositories[0]?.gaps.map(({ present, cause }) => [present, cause]),
+      [[true, 'slot-lost']],
+    );
+    assert.match(cut.hint, /holdfast backup base app/);
+    const check = await place.holdfast('check', 'app', '--json');
+    assert.ok(failures(check.json()).some((message) => /the slot was lost\): nothing behind/.test(message)));
+
+    assert.equal((await place.holdfast('backup', 'base', 'app')).exit, 0);
+    const over = await status(place);
+    assert.equal(over.exit, 0, over.stdout);
+    assert.deepEqual(
+      over.seen.repositories[0]?.gaps.map(({ present }) => present),
+      [false],
+    );
+    await second.stop();
   });
 
   test('wal status shows a receiver by what it says of itself, and an optional repository that is behind', async (t) => {
