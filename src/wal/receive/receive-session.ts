@@ -8,6 +8,7 @@ import type { ReplicationConnection } from '../../postgres/replication.ts';
 import { type TimelineHistory, type TimelineId, historyFileName } from '../../postgres/timeline.ts';
 import { segmentOfLsn, segmentStart } from '../../postgres/wal-segment.ts';
 import type { WalStreamControl } from '../../postgres/wal-stream.ts';
+import { walStreamRefusal } from '../../postgres/wal-stream-refusal.ts';
 import type { ClusterIdentity } from '../../repository/layout.ts';
 import type { Repository } from '../../repository/repository.ts';
 import { readWalHeader } from '../../repository/wal-file.ts';
@@ -50,6 +51,9 @@ export interface SessionObserver {
   switched(from: TimelineId, to: TimelineId, at: Lsn): void;
 }
 
+/** How long a server that shuts down is kept waiting for a repository that does not answer. */
+const SHUTDOWN_WAIT_MS = 5000;
+
 /** Thrown where the WAL to go on with cannot be had any more. */
 export class WalIsGone extends Error {
   override readonly name = 'WalIsGone';
@@ -63,7 +67,7 @@ export class WalIsGone extends Error {
 
 /**
  * One connection's worth of receiving: finds out where to go on, streams one timeline after the other, and hands segments
- * to the publisher. Resolves when it was asked to end, after everything received is stored; rejects when the connection
+ * to the publisher. Resolves when it was asked to end, or the server shuts down, after everything received is stored; rejects when the connection
  * or the publisher fails, after an attempt to store what has come.
  */
 export async function receiveOnce(options: SessionOptions): Promise<void> {
@@ -80,7 +84,7 @@ export async function receiveOnce(options: SessionOptions): Promise<void> {
       end = await stream.run(source.replication);
     } catch (error) {
       await stream.storeRest().catch(() => undefined);
-      if (isRemoved(error)) throw new WalIsGone(place, error);
+      if (walStreamRefusal(error) === 'wal-removed') throw new WalIsGone(place, error);
       throw error;
     }
     await stream.storeRest();
@@ -168,12 +172,6 @@ async function storeHistory(options: SessionOptions, timeline: TimelineId): Prom
   await publisher.history(name, path);
 }
 
-/** PostgreSQL's words for WAL that it removed; a lost slot may say it in its own way. */
-function isRemoved(error: unknown): boolean {
-  if (!(error instanceof HoldfastError) || error.code !== 'server-error') return false;
-  return error.context['sqlState'] === '58P01' || /has already been removed/.test(error.message);
-}
-
 /** The stream of one timeline. */
 class Stream {
   readonly #options: SessionOptions;
@@ -206,6 +204,7 @@ class Stream {
     this.#failed = (error) => broken.abort(error);
     const onStop = (): void => this.#control?.stop();
     const timer = setInterval(() => this.#tick(), tailIntervalMs);
+    let giveUp: NodeJS.Timeout | undefined;
     stop.addEventListener('abort', onStop, { once: true });
     try {
       return await replication.streamWal(
@@ -223,14 +222,18 @@ class Stream {
             observe.received(this.#received, serverEnd);
             if (replyRequested) this.#report();
           },
-          // It waits until we have confirmed everything, so that must not take a whole interval.
-          serverStops: () => this.#tick(),
+          // It waits until we have confirmed everything: that must not take a whole interval, nor for ever.
+          serverStops: () => {
+            this.#tick();
+            giveUp = setTimeout(() => this.#control?.stop(), SHUTDOWN_WAIT_MS);
+          },
         },
       );
     } catch (error) {
       throw broken.signal.aborted ? broken.signal.reason : error;
     } finally {
       clearInterval(timer);
+      clearTimeout(giveUp);
       stop.removeEventListener('abort', onStop);
       this.#failed = undefined;
     }

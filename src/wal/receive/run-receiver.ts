@@ -5,6 +5,7 @@ import type { Clock } from '../../clock.ts';
 import { HoldfastError } from '../../errors.ts';
 import { type Lsn, formatLsn } from '../../postgres/lsn.ts';
 import type { TimelineId } from '../../postgres/timeline.ts';
+import { walStreamRefusal } from '../../postgres/wal-stream-refusal.ts';
 import { isWalSegmentSize, segmentOfLsn, segmentStart } from '../../postgres/wal-segment.ts';
 import { chooseCluster, listHistories } from '../../repository/choose-cluster.ts';
 import { copyMissingWal } from '../../repository/copy-wal.ts';
@@ -205,12 +206,9 @@ class Receiver {
       } finally {
         watch.end();
       }
-      if (watch.signal.aborted && !signal.aborted) {
-        throw new HoldfastError(
-          'connection-lost',
-          `leaving ${source.server}, a standby: its primary answers again`,
-        );
-      }
+      if (signal.aborted || (until !== undefined && publisher.flushed >= until)) return;
+      const why = watch.signal.aborted ? 'is a standby, and its primary answers again' : 'shut down';
+      throw new HoldfastError('connection-lost', `${source.server} ${why}`);
     } finally {
       await source.replication.close();
     }
@@ -232,12 +230,11 @@ class Receiver {
           await this.#gap(source, session, error);
           continue;
         }
-        if (!isSlotProblem(error)) throw error;
-        if (error.context['sqlState'] === '55006') {
-          await this.#slotIsHeld(source, error);
-          continue;
-        }
-        await recreateSlot(source, slot, (text) => report({ event: 'warning', text }));
+        const refusal = walStreamRefusal(error);
+        if (refusal === 'slot-active') await this.#slotIsHeld(source, error);
+        else if (refusal === 'slot-missing' || refusal === 'slot-lost') {
+          await recreateSlot(source, slot, (text) => report({ event: 'warning', text }));
+        } else throw error;
       }
     }
   }
@@ -385,7 +382,7 @@ class Receiver {
   }
 
   /** The session of a receiver that was killed may be there for a moment longer; another receiver stays. */
-  async #slotIsHeld(source: OpenSource, error: HoldfastError): Promise<void> {
+  async #slotIsHeld(source: OpenSource, error: unknown): Promise<void> {
     const { clock, signal, slot, cluster } = this.#options;
     if (this.#streamed || clock.monotonicMs() - this.#startedMs < SLOT_WAIT_MS) {
       await clock.sleep(500, signal);
@@ -448,17 +445,6 @@ function segmentSizeOf(text: string): number {
   const size = Number(number) * scale;
   if (!isWalSegmentSize(size)) throw new HoldfastError('server-error', `"${text}" is not a wal segment size`);
   return size;
-}
-
-function isSlotProblem(error: unknown): error is HoldfastError {
-  if (!(error instanceof HoldfastError) || error.code !== 'server-error') return false;
-  const state = error.context['sqlState'];
-  // In use, missing, or invalidated.
-  return (
-    state === '55006' ||
-    (state === '42704' && /slot/.test(error.message)) ||
-    (state === '55000' && /slot/.test(error.message))
-  );
 }
 
 /** Servers and stores come back; what is wrong for good does not. */
