@@ -57,7 +57,7 @@ test('holdfast refuses what is no command with status 2 and what may have been m
   const cases: [string[], RegExp][] = [
     [['chekc'], /did you mean "holdfast check"\?/],
     [['wal', 'psh'], /did you mean "holdfast wal push"\?/],
-    [['wal'], /holdfast wal push, holdfast wal fetch/],
+    [['wal'], /there are: .*holdfast wal push, .*holdfast wal fetch/],
     [['--jsn'], /holdfast --help/],
     [['check', '--verbos'], /did you mean --verbose\?/],
     [['check', 'a', 'b'], /holdfast check --help/],

@@ -57,6 +57,8 @@ test('init, check, archiving, backup base, list and show work together on a real
     'init',
     '--cluster',
     'app',
+    '--wal',
+    'push',
     '--repository',
     'repository',
     '--state',
@@ -126,7 +128,18 @@ test('check names the fix where the role lacks rights, archiving is off or the s
 test('check finds a repository that is not the one the server archives to', async () => {
   await using cluster = await createCluster({ settings: { archive_mode: 'on' } });
   const holdfast = await runnerFor(cluster);
-  const init = ['init', '--cluster', 'app', '--server', cluster.url, '--state', 'state', '--json'];
+  const init = [
+    'init',
+    '--cluster',
+    'app',
+    '--server',
+    cluster.url,
+    '--wal',
+    'push',
+    '--state',
+    'state',
+    '--json',
+  ];
   const one = holdfast(...init, '--repository', 'one', '--config', 'one.yaml');
   holdfast(...init, '--repository', 'two', '--config', 'two.yaml');
   await follow(cluster, (JSON.parse(one.stdout) as InitResult).servers[0]?.settings ?? '');

@@ -130,7 +130,7 @@ function judgeReceiver(source: ServerSight, expected: StreamExpectation, finding
       receiver === undefined ? '' : ` (on this host it ended, ${receiver.updatedAt} at the latest)`;
     findings.fail(
       `nobody receives the WAL of cluster ${cluster}${since}`,
-      `systemctl start holdfast-receive@${cluster}, or holdfast wal receive ${cluster}`,
+      `systemctl start holdfast-receive-${cluster}, or holdfast wal receive ${cluster}`,
     );
     return;
   }

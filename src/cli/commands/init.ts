@@ -9,19 +9,24 @@ import { HoldfastError, errorText } from '../../errors.ts';
 import { initializeRepository } from '../../repository/repository.ts';
 import { checkFailed, runChecks } from '../check/run-checks.ts';
 import { formatFinding, summarizeFindings, type Finding } from '../check/finding.ts';
-import type { CommandContext, CommandSpec, Invocation } from '../command.ts';
+import { type CommandContext, type CommandSpec, type Invocation, textOption } from '../command.ts';
 import { answersOf, DESCRIBING_OPTIONS } from '../init/answers.ts';
+import { chooseWalMode, type SetupSight } from '../init/choose-wal-mode.ts';
 import { configurationText } from '../../config/configuration-text.ts';
 import { formatSetup, serverSetups } from '../init/server-setup.ts';
 import { keysOf, storageOf } from '../open-repository.ts';
+
+/** As the configuration has it where nothing is said. */
+const DEFAULT_SLOT = 'holdfast';
 
 export const init: CommandSpec = {
   name: 'init',
   group: 'Set up',
   summary: 'write a configuration, prepare its repositories, say what the server needs',
   details: `Writes holdfast.yaml (never over an existing one), makes the repositories it names, prints the SQL for the role
-and the server's settings, and ends with "check". Where the configuration exists already, only its repositories
-are prepared and nothing else is changed; running it again is harmless.`,
+and the server's settings, and ends with "check". WAL is streamed where a server lets us open a replication connection
+and does not archive yet, else pushed by its archive_command; --wal decides otherwise. Where the configuration
+exists already, only its repositories are prepared and nothing else is changed; running it again is harmless.`,
   arguments: [],
   options: [
     { flags: '--cluster <name>', summary: 'what to call the cluster (default main)' },
@@ -29,6 +34,11 @@ are prepared and nothing else is changed; running it again is harmless.`,
       flags: '--server <url>',
       summary: 'postgres://USER@HOST/DATABASE of the primary or a standby',
       repeatable: true,
+    },
+    {
+      flags: '--wal <mode>',
+      summary: 'how WAL arrives: stream (a program that runs) or push (archive_command)',
+      choices: ['stream', 'push'],
     },
     {
       flags: '--repository <name=url>',
@@ -59,8 +69,9 @@ async function run({ options, context }: Invocation): Promise<void> {
   const { output, environment, signal } = context;
   const file = resolve(context.directory, context.configFile ?? 'holdfast.yaml');
   const isNew = !existsSync(file);
+  const seen = new Map<string, SetupSight>();
   const configuration = isNew
-    ? await writeConfiguration(file, options, context)
+    ? await writeConfiguration(file, options, context, seen)
     : await loadConfiguration(file, environment);
   if (!isNew) {
     output.note(`${file} is there already and stays as it is`);
@@ -70,7 +81,7 @@ async function run({ options, context }: Invocation): Promise<void> {
     }
   }
   const prepared = await prepareRepositories(configuration, context);
-  const setups = serverSetups(configuration);
+  const setups = serverSetups(configuration, seen);
   if (!output.json) for (const setup of setups) output.note(`\n${formatSetup(setup)}`);
   output.note('Checking:\n');
   const findings: Finding[] = await runChecks({
@@ -103,10 +114,21 @@ async function writeConfiguration(
   file: string,
   options: Invocation['options'],
   context: CommandContext,
+  seen: Map<string, SetupSight>,
 ): Promise<Configuration> {
-  const { output, environment, directory } = context;
+  const { output, environment, directory, signal } = context;
   const { madeIdentity, ...answers } = await answersOf(options, directory, new Date());
-  const text = configurationText(answers);
+  const sources = { environment, baseDirectory: dirname(file) };
+  const asked = textOption(options, 'wal');
+  let wal: 'push' | 'stream' = 'push';
+  if (asked !== 'push') {
+    const looked = await chooseWalMode(answers.servers, sources, DEFAULT_SLOT, signal);
+    if (looked.sight !== undefined) seen.set(answers.cluster, looked.sight);
+    wal = asked === 'stream' ? asked : looked.mode;
+    if (asked === undefined)
+      output.note(`${wal === 'stream' ? 'WAL is streamed' : 'WAL is pushed'}: ${looked.reason}`);
+  }
+  const text = configurationText({ ...answers, wal });
   const configuration = parseConfiguration(text, file, environment);
   try {
     await writeNew(file, text);

@@ -12,6 +12,7 @@ import type { InitAnswers } from '../../config/configuration-text.ts';
 export const DESCRIBING_OPTIONS = [
   'cluster',
   'server',
+  'wal',
   'repository',
   'recipient',
   'identity',
@@ -24,7 +25,7 @@ export async function answersOf(
   options: Invocation['options'],
   directory: string,
   now: Date,
-): Promise<InitAnswers & { madeIdentity?: string }> {
+): Promise<Omit<InitAnswers, 'wal'> & { madeIdentity?: string }> {
   const servers = listOption(options, 'server');
   if (servers.length === 0) {
     throw new HoldfastError(
