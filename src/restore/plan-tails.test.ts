@@ -66,6 +66,16 @@ test('planRestore() for latest reaches the last whole record in the tails', asyn
   }
 });
 
+test('planRestore() promises the transaction time that the server shows where the last record is a commit', async () => {
+  const { life, inTail } = story();
+  const [before, last] = [nth(inTail, -2), nth(inTail, -1)];
+  const repository = await createRestoreLab();
+  await storeUpTo(repository, life.writer, last.endLsn);
+  const { stop } = await plan(repository, life.recordsOfBackups(), { kind: 'latest' });
+  assert.equal(stop.lastCommit?.time, last.time);
+  assert.equal(stop.lastTransactionTime, before.time, 'it stops before it notes that of the last record');
+});
+
 test('planRestore() finds times, transactions, positions and names in the tails, and nothing behind them', async () => {
   const { life, inTail, end } = story();
   const repository = await createRestoreLab();

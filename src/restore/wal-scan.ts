@@ -40,7 +40,10 @@ export interface ScanResult {
   /** The last record that was read; the last of the coverage where nothing was hit. */
   lastRecord: { record: WalRecord; timeline: TimelineId } | undefined;
   lastCommit: Commit | undefined;
-  /** Of the last end of a transaction; undefined where it is not known exactly. */
+  /**
+   * Of the last end of a transaction, as PostgreSQL shows it: where it is told to stop at the last record by that one's
+   * LSN, and the record ends a transaction, of the one before. Undefined where it is not known exactly.
+   */
   lastTransactionTime: Instant | undefined;
   /** The latest time stated by any record: what committed up to then is in the archive. */
   newestTime: Instant | undefined;
@@ -180,6 +183,8 @@ class ScanState {
   #commit: Commit | undefined;
   #commitSegment: bigint | undefined;
   #transaction: Instant | undefined;
+  /** What `#transaction` was before the last record. */
+  #transactionBefore: Instant | undefined;
   #newest: Instant | undefined;
   #checkpoint: Instant | undefined;
   #firstTransaction: Instant | undefined;
@@ -219,6 +224,7 @@ class ScanState {
       return;
     }
     this.#last = { record, timeline };
+    this.#transactionBefore = this.#transaction;
     switch (record.kind) {
       case 'commit':
       case 'commit-prepared':
@@ -257,6 +263,7 @@ class ScanState {
       this.#commitSegment = this.segment;
     }
     this.#transaction = undefined;
+    this.#transactionBefore = undefined;
   }
 
   result(more: Partial<Pick<ScanResult, 'unusable' | 'broken'>>): ScanResult {
@@ -264,7 +271,7 @@ class ScanState {
       hit: this.#hit,
       lastRecord: this.#last,
       lastCommit: this.#commit,
-      lastTransactionTime: this.#transaction,
+      lastTransactionTime: this.#hit === undefined ? this.#transactionBefore : this.#transaction,
       lastCommitSegment: this.#commitSegment,
       newestTime: this.#newest,
       startCheckpointTime: this.#checkpoint,
