@@ -82,10 +82,11 @@ export async function withServer<T>(
   name: string,
   settings: Record<string, string>,
   work: (server: LabServer) => Promise<T>,
+  more: { walSegmentSizeMb?: number } = {},
 ): Promise<T> {
   const { binaries, user, signal, environment } = lab;
   const dataDirectory = await lab.fresh(name);
-  await initDataDirectory({ binaries, dataDirectory, user, checksums: true, signal });
+  await initDataDirectory({ binaries, dataDirectory, user, checksums: true, signal, ...more });
   const text = Object.entries(settings).map(([key, value]) => `${key} = '${value}'\n`);
   await writeFile(join(dataDirectory, 'postgresql.conf'), text.join(''), { flag: 'a' });
   const socketDirectory = await lab.fresh(`${name}-run`);

@@ -23,6 +23,8 @@ export interface RunOptions {
   discard?: boolean;
   /** Do not look into /proc while it runs: for programs that take milliseconds. */
   onlyTime?: boolean;
+  /** Called with the resident memory of the program's processes, some fifty times a second. */
+  resident?: (bytes: number) => void;
 }
 
 /** How often the program's processes are looked at. High-water marks only grow, so little is missed between. */
@@ -59,7 +61,8 @@ export async function measure(
   child.stderr?.setEncoding('utf8').on('data', (text: string) => {
     stderr = (stderr + text).slice(-4000);
   });
-  const watch = options.onlyTime === true || child.pid === undefined ? undefined : watchTree(child.pid);
+  const watch =
+    options.onlyTime === true || child.pid === undefined ? undefined : watchTree(child.pid, options.resident);
   let killing: NodeJS.Timeout | undefined;
   const end = (): void => {
     endGroup(child, 'SIGTERM');
@@ -105,13 +108,15 @@ interface Watch {
 }
 
 /** Follows a process and everything below it in /proc (see proc(5)). */
-function watchTree(root: number): Watch {
+function watchTree(root: number, resident: ((bytes: number) => void) | undefined): Watch {
   const cpu = new Map<number, number>();
   const peak = new Map<number, number>();
+  let residentBytes = 0;
   const look = (pid: number): void => {
     const status = readProc(pid, 'status');
     const stat = readProc(pid, 'stat');
     const highWater = /^VmHWM:\s+(\d+) kB$/m.exec(status)?.[1];
+    residentBytes += Number(/^VmRSS:\s+(\d+) kB$/m.exec(status)?.[1] ?? 0) * 1024;
     // Behind the program's name, which may hold anything: state is field 3, utime 14, stime 15.
     const fields = stat.slice(stat.lastIndexOf(')') + 2).split(' ');
     if (highWater !== undefined) peak.set(pid, Math.max(peak.get(pid) ?? 0, Number(highWater) * 1024));
@@ -120,7 +125,11 @@ function watchTree(root: number): Watch {
       if (child !== '') look(Number(child));
     }
   };
-  const timer = setInterval(() => look(root), POLL_MS);
+  const timer = setInterval(() => {
+    residentBytes = 0;
+    look(root);
+    resident?.(residentBytes);
+  }, POLL_MS);
   const sum = (values: Map<number, number>): number => [...values.values()].reduce((a, b) => a + b, 0);
   return { stop: () => clearInterval(timer), cpuMs: () => sum(cpu), peakBytes: () => sum(peak) };
 }

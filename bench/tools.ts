@@ -24,6 +24,7 @@ export interface Tool {
 const CLUSTER = 'bench';
 
 export interface Holdfast extends Tool {
+  configFile: string;
   /** Runs any command with the lab's configuration. */
   command(...words: string[]): Promise<Measured>;
 }
@@ -36,8 +37,13 @@ export const PGBACKREST_CIPHER = {
   'repo1-cipher-pass': 'a passphrase for benchmarks only',
 };
 
-/** Holdfast on a repository `name` below the scratch directory, with nothing but defaults. */
-export async function holdfastTool(lab: Lab, server: LabServer, name: string): Promise<Holdfast> {
+/** Holdfast on a repository `name` below the scratch directory, with nothing but defaults; sealed for `recipient`. */
+export async function holdfastTool(
+  lab: Lab,
+  server: LabServer,
+  name: string,
+  recipient?: string,
+): Promise<Holdfast> {
   const configFile = join(lab.scratch, `${name}.yaml`);
   const repository = join(lab.scratch, name);
   const state = join(lab.scratch, `${name}-state`);
@@ -53,6 +59,7 @@ export async function holdfastTool(lab: Lab, server: LabServer, name: string): P
     name: 'Holdfast',
     version: stdout.trim().replace(/^holdfast /, ''),
     archiveCommand: `${lab.launcher} wal push %p --config ${configFile}`,
+    configFile,
     command,
     async reset() {
       await lab.fresh(name);
@@ -64,6 +71,7 @@ export async function holdfastTool(lab: Lab, server: LabServer, name: string): P
         server.url,
         '--repository',
         `local=file://${repository}`,
+        ...(recipient === undefined ? [] : ['--recipient', recipient]),
       ];
       await lab.run('rm', ['-f', configFile]);
       // It ends with a check, which may find that the other tool's archive command is in force.

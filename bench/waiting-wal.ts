@@ -9,6 +9,7 @@ import { pgbench } from './rounds.ts';
 export const GATHERING: Readonly<Record<string, string>> = {
   shared_buffers: '256MB',
   fsync: 'on',
+  synchronous_commit: 'off',
   autovacuum: 'off',
   archive_mode: 'on',
   archive_command: '',
@@ -22,10 +23,51 @@ const SEGMENT_NAME = /^[0-9A-F]{24}$/;
 const CHECKPOINT_EVERY_S = 15;
 
 /**
- * Runs pgbench's standard transactions, a checkpoint every 15 seconds, until `count` segments are full and wait for the
- * archiver (`.ready`). Returns their names in order. On a server started with `GATHERING` and pgbench's tables.
+ * What the WAL mostly holds. `pages`: images of pages, as always after a checkpoint; such WAL compresses well. `records`:
+ * changes of rows and ends of transactions, as between checkpoints that are far apart.
  */
-export async function gatherWal(lab: Lab, server: LabServer, count: number): Promise<string[]> {
+export type WalContent = 'pages' | 'records';
+
+/** pgbench's standard transaction, without a client: WAL comes several times as fast. */
+const TRANSACTIONS = `
+  CREATE OR REPLACE PROCEDURE bench_transactions(count int) LANGUAGE plpgsql AS $$
+  DECLARE
+    branches int := (SELECT count(*) FROM pgbench_branches);
+    delta int; account int; teller int; branch int;
+  BEGIN
+    FOR i IN 1..count LOOP
+      delta := floor(random() * 10001) - 5000;
+      account := 1 + floor(random() * 100000 * branches);
+      teller := 1 + floor(random() * 10 * branches);
+      branch := 1 + floor(random() * branches);
+      UPDATE pgbench_accounts SET abalance = abalance + delta WHERE aid = account;
+      PERFORM abalance FROM pgbench_accounts WHERE aid = account;
+      UPDATE pgbench_tellers SET tbalance = tbalance + delta WHERE tid = teller;
+      UPDATE pgbench_branches SET bbalance = bbalance + delta WHERE bid = branch;
+      INSERT INTO pgbench_history (tid, bid, aid, delta, mtime)
+        VALUES (teller, branch, account, delta, clock_timestamp());
+      COMMIT;
+    END LOOP;
+  END $$`;
+const TRANSACTIONS_AT_ONCE = 40_000;
+
+/**
+ * Runs pgbench's standard transactions until `count` segments are full and wait for the archiver (`.ready`). Returns
+ * their names in order. On a server started with `GATHERING` and pgbench's tables.
+ */
+export async function gatherWal(
+  lab: Lab,
+  server: LabServer,
+  count: number,
+  content: WalContent = 'pages',
+): Promise<string[]> {
+  if (content === 'records') {
+    await server.sql(TRANSACTIONS);
+    await server.sql('CHECKPOINT');
+    // Every page was written to once, so that none goes into WAL whole any more.
+    await server.sql('UPDATE pgbench_accounts SET abalance = 0 WHERE aid % 30 = 0');
+    await server.sql('VACUUM');
+  }
   await server.sql('SELECT pg_switch_wal()');
   const before = new Set(await readyNames(server));
   for (;;) {
@@ -34,8 +76,13 @@ export async function gatherWal(lab: Lab, server: LabServer, count: number): Pro
       await settle(lab, server);
       return names.slice(0, count);
     }
-    await server.sql('CHECKPOINT');
-    await pgbench(lab, server, ['-n', '-c', '4', '-j', '2', '-T', `${CHECKPOINT_EVERY_S}`]);
+    if (content === 'records') {
+      const call = `CALL bench_transactions(${TRANSACTIONS_AT_ONCE})`;
+      await Promise.all([server.sql(call), server.sql(call)]);
+    } else {
+      await server.sql('CHECKPOINT');
+      await pgbench(lab, server, ['-n', '-c', '4', '-j', '2', '-T', `${CHECKPOINT_EVERY_S}`]);
+    }
     lab.say(`${(await readyNames(server)).length} segments wait`);
   }
 }
