@@ -5,7 +5,6 @@ import { parseDuration } from '../config/durations.ts';
 import { HoldfastError } from '../errors.ts';
 import { type Lsn, parseLsn } from '../postgres/lsn.ts';
 import { parseSystemIdentifier, type SystemIdentifier } from '../postgres/system-identifier.ts';
-import { classifyWalFile } from '../postgres/wal-segment.ts';
 import type { Repository } from '../repository/repository.ts';
 import { type FetchOptions, type FetchResult, fetchWal } from '../wal/fetch.ts';
 import { localControlData } from '../wal/local-cluster.ts';
@@ -132,7 +131,7 @@ export async function fetchFromAll(
     if (repositories.length > 0) {
       const deadlineMs = isLast ? leftMs : 0;
       const result = await fetchWal(fetchOptions(request, { ...file, repositories, deadlineMs }, signal));
-      if (isLast || result.kind === 'delivered' || isEnough(request, file.name, result)) {
+      if (isLast || isSettled(request.until, result)) {
         return { result, failures };
       }
     } else if (isLast) {
@@ -143,9 +142,13 @@ export async function fetchFromAll(
 }
 
 /**
- * Whether an answer stands although some repositories could not be opened: a segment beyond what recovery has to reach.
- * Which timelines there are, only all repositories together can say.
+ * Whether an answer stands although some repositories could not be opened. A complete file does; that there is none, or
+ * that a segment is not complete, another repository might know better, unless recovery need not get any further.
+ * `fetchWal` judges repositories that were opened and then failed in the same way. Pure.
  */
-export function isEnough(request: FetchRequest, name: string, result: FetchResult): boolean {
-  return result.kind === 'absent' && request.until !== undefined && classifyWalFile(name)?.kind === 'segment';
+export function isSettled(until: Lsn | undefined, result: FetchResult): boolean {
+  if (result.kind === 'failed') return false;
+  if (result.kind === 'absent') return until !== undefined;
+  const { storedUpTo } = result;
+  return storedUpTo === undefined || (until !== undefined && storedUpTo >= until);
 }

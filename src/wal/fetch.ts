@@ -123,7 +123,8 @@ async function deliverOneOf(
 ): Promise<Answer[] | 'changed'> {
   const answers: Answer[] = [];
   for (const tail of tails) {
-    const answer = await asAnswer(options, async () => deliverFound(tail, options));
+    const at = `${tail.segment} in repository ${tail.repository.name}`;
+    const answer = await asAnswer(at, options, async () => deliverFound(tail, options));
     if (answer === 'changed') return 'changed';
     answers.push(answer);
     if (answer.kind === 'delivered') break;
@@ -134,19 +135,30 @@ async function deliverOneOf(
 async function askAll(file: WalFile, options: FetchOptions): Promise<Answer[]> {
   const answers: Answer[] = [];
   for (const repository of options.repositories) {
-    const answer = await asAnswer(options, async () => ask(repository, file, options));
+    const at = `${file.name} in repository ${repository.name}`;
+    const answer = await asAnswer(at, options, async () => ask(repository, file, options));
     answers.push(answer);
     if (answer.kind === 'delivered') break;
   }
   return answers;
 }
 
-async function asAnswer<T>(options: FetchOptions, work: () => Promise<T>): Promise<T | Answer> {
+/** `at` says which copy: what a frame or a file system says of it does not. */
+async function asAnswer<T>(at: string, options: FetchOptions, work: () => Promise<T>): Promise<T | Answer> {
   try {
     return await work();
   } catch (error) {
     options.signal?.throwIfAborted();
-    return { kind: 'error', error: error instanceof Error ? error : new Error(errorText(error)) };
+    const message = `${at}: ${errorText(error)}`;
+    if (!(error instanceof HoldfastError))
+      return { kind: 'error', error: new Error(message, { cause: error }) };
+    const { code, hint, context } = error;
+    const named = new HoldfastError(code, message, {
+      ...(hint !== undefined && { hint }),
+      context,
+      cause: error,
+    });
+    return { kind: 'error', error: named };
   }
 }
 

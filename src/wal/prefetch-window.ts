@@ -40,7 +40,8 @@ export class PrefetchWindow {
     this.#options = options;
     this.#timeline = timeline;
     this.#position = segmentNumber + 1n;
-    this.#end = options.end;
+    // Recovery that is beyond what it has to reach wants all there is.
+    this.#end = options.end !== undefined && options.end > this.#position ? options.end : undefined;
   }
 
   /** How long recovery has taken nothing. */

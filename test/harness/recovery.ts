@@ -15,8 +15,8 @@ import type { WalRepository } from './wal-repository.ts';
 export interface RecoveryStage extends AsyncDisposable {
   readonly cluster: TestCluster;
   readonly identity: ClusterIdentity;
-  /** Commits rows with these numbers, each in a segment of its own. */
-  fill(from: number, to: number): Promise<void>;
+  /** Commits rows with these numbers, each in a segment of its own; returns the LSN behind the last commit. */
+  fill(from: number, to: number): Promise<string>;
   /** Sends every finished segment and history file to the repository. */
   archive(wal: WalRepository): Promise<void>;
   /** A new copy of the cluster as it was at first, ready to recover. */
@@ -57,11 +57,15 @@ export async function createRecoveryStage(options: {
     identity: { cluster: 'app', systemIdentifier: control.systemIdentifier },
     async fill(from, to) {
       const client = await cluster.connect();
+      let end = '';
       for (let id = from; id <= to; id += 1) {
         await client.query(`insert into rows values (${id})`);
+        const { rows } = await client.query<{ lsn: string }>('select pg_current_wal_insert_lsn() as lsn');
+        end = rows[0]?.lsn ?? '';
         await client.query('select pg_switch_wal()');
       }
       await client.end();
+      return end;
     },
     async archive(wal) {
       const [row] = await cluster.sql<{ name: string }>(
@@ -145,7 +149,9 @@ appendFileSync(${JSON.stringify(countFile)}, words.join(' ') + '\\n');\n`,
         }
       } catch (error) {
         const control = readControlData(await readFile(join(dataDirectory, 'global/pg_control')));
-        if (control.state !== 'in archive recovery' || control.timeline !== 1) throw error;
+        // It never opened: not even begun, or in the middle, and still on the timeline it came from.
+        const isClosed = control.state === 'shut down' || control.state === 'in archive recovery';
+        if (!isClosed || control.timeline !== 1) throw error;
         return 'stopped';
       }
     },

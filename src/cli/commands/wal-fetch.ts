@@ -3,7 +3,7 @@ import { spawn } from 'node:child_process';
 import type { FetchResult } from '../../wal/fetch.ts';
 import { afterDelivery } from '../../wal/prefetch-start.ts';
 import type { CommandContext, CommandSpec, Invocation } from '../command.ts';
-import { FETCH_OPTIONS, fetchFromAll, isEnough, readFetchRequest } from '../fetch-request.ts';
+import { FETCH_OPTIONS, fetchFromAll, isSettled, readFetchRequest } from '../fetch-request.ts';
 import { launcherPath } from '../launcher-path.ts';
 
 /**
@@ -51,7 +51,7 @@ async function run(invocation: Invocation): Promise<void> {
   const { result, failures } = await fetchFromAll(request, { name, destination: path }, opener);
   for (const error of failures) output.warn(error.message);
   for (const warning of result.warnings) output.warn(warning.message);
-  finish(name, result, isEnough(request, name, result) ? undefined : failures[0], output);
+  finish(name, result, isSettled(request.until, result) ? undefined : failures[0], output);
   const words = environment[WORDS_VARIABLE];
   await afterDelivery({ name, path, directory, words, systemIdentifier, result }, (command) =>
     startDetached(command, context),
@@ -79,6 +79,8 @@ function finish(
 ): void {
   switch (result.kind) {
     case 'delivered': {
+      // A repository that could not be asked may have more of a segment that is not complete.
+      if (notAsked !== undefined) throw notAsked;
       const { repository, sizeBytes } = result;
       output.result({ name, found: true, repository, sizeBytes }, () =>
         output.verbose ? `${name} from ${repository}` : '',
