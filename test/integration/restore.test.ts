@@ -1,6 +1,6 @@
 /** Restores of a real server with several timelines, each compared with what was known to be committed. */
 import assert from 'node:assert/strict';
-import { readdir, readFile, rename, rm } from 'node:fs/promises';
+import { readdir, readFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { test } from 'node:test';
 
@@ -10,8 +10,9 @@ import { formatInstant } from '../../src/restore/instant.ts';
 import { checkTarget } from '../../src/restore/target-directory.ts';
 import { formatLsn } from '../../src/postgres/lsn.ts';
 import type { TargetOptions } from '../../src/restore/recovery-target.ts';
-import { backupLab, createBackupLab, type BackupLab } from '../harness/backup.ts';
-import { availableMajors, createCluster, giveToServer, type TestCluster } from '../harness/cluster.ts';
+import { createBackupLab } from '../harness/backup.ts';
+import { availableMajors } from '../harness/cluster.ts';
+import { fork } from '../harness/fork.ts';
 import {
   type Commit,
   commitRows,
@@ -19,7 +20,6 @@ import {
   createRestoreBench,
   ORACLE_SETTINGS,
   passSecond,
-  type RestoreBench,
 } from '../harness/restore.ts';
 import { createWalRepository } from '../harness/wal-repository.ts';
 import { seededRandom } from '../seeded-random.ts';
@@ -36,31 +36,6 @@ interface Branch {
 
 function range(from: number, count: number): number[] {
   return Array.from({ length: count }, (_, index) => from + index);
-}
-
-/** A copy of the lab's cluster at a target, promoted, and a lab for it that archives into the same repository. */
-async function fork(
-  lab: BackupLab,
-  bench: RestoreBench,
-  target: TargetOptions,
-): Promise<BackupLab & { timeline: number }> {
-  await bench.refresh();
-  const { plan, request } = await bench.plan({ ...target, targetAction: 'promote' });
-  await bench.files(plan, request);
-  const proof = await bench.prove(plan, request);
-  await bench.rows(proof);
-  const cluster: TestCluster = await createCluster({
-    major: lab.cluster.major,
-    segmentSizeMb: 1,
-    start: false,
-  });
-  await rm(cluster.dataDir, { recursive: true });
-  await rename(bench.dataDirectory, cluster.dataDir);
-  await giveToServer(cluster.scratch);
-  await cluster.start();
-  const made = await backupLab(cluster, lab.repository);
-  assert(proof.newTimeline !== null);
-  return Object.assign(made, { timeline: proof.newTimeline });
 }
 
 test(`restore() reaches ${TARGETS} random targets over five branches, each with exactly the rows it should have`, async () => {
