@@ -1,12 +1,13 @@
-import { type Lsn } from '../postgres/lsn.ts';
+import type { Lsn } from '../postgres/lsn.ts';
 import type { TimelineId } from '../postgres/timeline.ts';
-import { segmentOfLsn, walSegmentName } from '../postgres/wal-segment.ts';
-import { type Candidate, candidatesOn } from './choose-backup.ts';
-import { type Coverage, coveredEnd, lastCovered } from './coverage.ts';
+import { walSegmentName } from '../postgres/wal-segment.ts';
+import type { Candidate } from './choose-backup.ts';
+import type { Coverage } from './coverage.ts';
 import type { Instant } from './instant.ts';
+import { reachedRanges } from './path-reach.ts';
 import { readNote } from './segment-note.ts';
 import type { TimelinePath } from './timelines.ts';
-import { type WalArchive, archivedFrom, isUnusable } from './wal-archive.ts';
+import { type WalArchive, isUnusable, segmentTails } from './wal-archive.ts';
 
 /** A stretch of a path that can be restored: every point in it, from one backup or another. */
 export interface ReachableRange {
@@ -24,37 +25,28 @@ export interface ReachableRange {
 const LOOK_BACK = 64n;
 
 /**
- * What can be restored along a path, oldest first, without opening any WAL: a backup, and every segment behind it until
- * one is missing. Backups whose own WAL is not all there are left out.
+ * What can be restored along a path, oldest first, by listings alone: for naming the points nearest to one that cannot be
+ * reached. Accounting also knows what the headers tell.
  */
 export async function reachableRanges(
   archive: WalArchive,
   path: TimelinePath,
   backups: readonly Candidate[],
 ): Promise<ReachableRange[]> {
-  const size = archive.segmentSize;
+  const wal = {
+    segmentSize: archive.segmentSize,
+    ranges: (timeline: TimelineId) => archive.ranges(timeline),
+    tails: (timeline: TimelineId) => segmentTails(archive, timeline),
+    breaks: [],
+  };
   const ranges: ReachableRange[] = [];
-  for (const candidate of candidatesOn(path, backups).toReversed()) {
-    const coverage = archivedFrom(archive, path, segmentOfLsn(candidate.start, size));
-    const last = lastCovered(coverage);
-    if (last === undefined) continue;
-    const end = coveredEnd(coverage, size);
-    if (end === undefined || end < candidate.stop) continue;
-    const open = ranges.at(-1);
-    if (open !== undefined && candidate.stop <= open.to.lsn && end === open.to.lsn) {
-      open.backups += 1;
-      continue;
-    }
+  for (const { backups: own, bound, last, coverage } of reachedRanges(wal, path, backups)) {
+    const [first] = own;
     ranges.push({
-      tip: path.at(-1)?.timeline ?? candidate.timeline,
-      from: {
-        lsn: candidate.stop,
-        time: candidate.stoppedAt,
-        backupId: candidate.record.id,
-        timeline: candidate.timeline,
-      },
-      to: { lsn: end, time: await lastCommitTime(archive, coverage), timeline: last.timeline },
-      backups: 1,
+      tip: path.at(-1)?.timeline ?? first.timeline,
+      from: { lsn: first.stop, time: first.stoppedAt, backupId: first.record.id, timeline: first.timeline },
+      to: { lsn: bound, time: await lastCommitTime(archive, coverage), timeline: last.timeline },
+      backups: own.length,
       end: { missing: coverage.missing, resumes: coverage.resumes },
     });
   }
