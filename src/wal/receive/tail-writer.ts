@@ -33,7 +33,7 @@ export interface TailReach {
 }
 
 export function createTailWriter(segment: WalSegmentName, identity: ClusterIdentity): TailWriter {
-  const stored = new Map<string, WalTail[]>();
+  const stored = new Map<string, StoredTails>();
   // Repositories usually want the very same tail: it is compressed once.
   let prepared: Promise<PreparedTail> | undefined;
   let preparedFor = '';
@@ -52,9 +52,11 @@ export function createTailWriter(segment: WalSegmentName, identity: ClusterIdent
   };
   return {
     async write(repository, file, { end, lastCommitTime }, signal) {
-      const tails =
+      const state =
         stored.get(repository.name) ?? (await earlierTails(repository, identity, file, segment, end, signal));
-      stored.set(repository.name, tails);
+      stored.set(repository.name, state);
+      state.unproven = await proveTails(repository, segment, state.unproven, file, end);
+      const { tails } = state;
       for (let from = planTailStart(tails, end); from < end; from = tails.at(-1)?.to ?? 0) {
         const to = Math.min(end, from + TAIL_PIECE_BYTES);
         // The commit may lie in a later piece; then an earlier piece does not know of it.
@@ -104,6 +106,29 @@ async function removeTails(
   }
 }
 
+/**
+ * Compares what is stored of a segment with the first `end` bytes that came of it. Throws `wal-conflict`. To be asked
+ * before a segment is stored whole that this receiver did not write all tails of.
+ */
+export async function assertSameBytes(
+  repository: Repository,
+  identity: ClusterIdentity,
+  segment: WalSegmentName,
+  file: SpoolFile,
+  end: number,
+  signal: AbortSignal,
+): Promise<void> {
+  const listed = await Array.fromAsync(listTails(repository, identity, { segment, signal }));
+  await proveTails(repository, segment, listed, file, end);
+}
+
+interface StoredTails {
+  /** In order, without overlap, durable, and the same bytes as in the file. */
+  tails: WalTail[];
+  /** Of an earlier receiver, reaching further than what has come so far. */
+  unproven: WalTail[];
+}
+
 /** What an earlier receiver stored of the segment, compared with what the server sent now. */
 async function earlierTails(
   repository: Repository,
@@ -112,21 +137,38 @@ async function earlierTails(
   segment: WalSegmentName,
   end: number,
   signal: AbortSignal,
-): Promise<WalTail[]> {
+): Promise<StoredTails> {
   const listed = await Array.fromAsync(listTails(repository, identity, { segment, signal }));
-  const kept: WalTail[] = [];
+  const unproven = await proveTails(repository, segment, listed, file, end);
+  const tails: WalTail[] = [];
   let at = 0;
   for (const tail of chainTails(listed)?.tails ?? []) {
     // What begins within another one, or reaches further than what has come so far, is written anew.
     if (tail.from !== at || tail.to > end) break;
+    // Its writer may have died between making it visible and making it durable.
+    await repository.storage.confirm(tail.key);
+    tails.push(tail);
+    at = tail.to;
+  }
+  return { tails, unproven };
+}
+
+/** Holds tails to the first `end` bytes of the file; returns those that reach further. */
+async function proveTails(
+  repository: Repository,
+  segment: WalSegmentName,
+  tails: readonly WalTail[],
+  file: SpoolFile,
+  end: number,
+): Promise<WalTail[]> {
+  for (const tail of tails) {
+    if (tail.to > end) continue;
     const bytes = await file.read(tail.from, tail.to);
     const hash = blake3Hex(bytes);
     releaseBuffer(bytes);
     if (!hash.startsWith(tail.hash)) throw conflict(repository, segment, tail);
-    kept.push(tail);
-    at = tail.to;
   }
-  return kept;
+  return tails.filter(({ to }) => to > end);
 }
 
 function conflict(repository: Repository, segment: WalSegmentName, tail: WalTail): HoldfastError {
