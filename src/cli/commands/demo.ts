@@ -113,8 +113,13 @@ async function tell(stage: Stage): Promise<Ending> {
   const sockets = join(scratch, 'run');
   await mkdir(sockets);
   if (user !== undefined) await chown(sockets, user.uid, user.gid);
-  const start = { binaries, dataDirectory: source, user, socketDirectory: sockets, signal };
-  let server = await startInstance(start);
+  const server = await startInstance({
+    binaries,
+    dataDirectory: source,
+    user,
+    socketDirectory: sockets,
+    signal,
+  });
   const url = server.url({ database: 'postgres' });
 
   output.note('\nSet up: write a configuration, make the repository, see what the server needs.');
@@ -136,14 +141,12 @@ async function tell(stage: Stage): Promise<Ending> {
   ) as { servers: { settings: string }[] };
   const settings = (prepared.servers[0]?.settings ?? '').split('\n').filter((line) => line !== '');
   if (settings.length > 0) {
-    output.note('The settings it asks for, followed by a restart:');
+    output.note('What it asks for:');
     await using database = await connect(url, { signal });
     for (const statement of settings) {
       say(statement);
       await database.query(statement);
     }
-    await server.stop('fast');
-    server = await startInstance(start);
   }
 
   output.note('\nReceive WAL from now on: this goes on beside everything that follows.');
