@@ -108,6 +108,32 @@ test('restore base reaches the last whole record where a tail ends anywhere with
   }
 });
 
+test('restore base reaches what a tail holds where the archive goes on behind a hole, and never calls that the end', async () => {
+  await using bench = await createTailBench('none');
+  const { lab } = bench;
+  await createOracleTable(lab.cluster);
+  await lab.backup();
+  await passSecond();
+  const kept = await commitRows(lab.cluster, [1, 2, 3], 2000);
+  await receive(lab);
+  await commitRows(lab.cluster, [4], 2000);
+  // The receiver lost its place, and was told to go on with the next segment.
+  await lab.cluster.sql('SELECT pg_switch_wal()');
+  const [next] = await commitRows(lab.cluster, [5], 2000);
+  assert.ok(next);
+  await lab.archiveNow(formatLsn(next.lsn));
+  await lab.cluster.kill();
+  const to = bench.place();
+  const restore = async (...words: string[]): Promise<Record<string, unknown>> =>
+    bench.holdfast('restore', 'base', 'lab', '--to', to, '--start', ...words);
+  await assert.rejects(restore(), { code: 'wal-gap' });
+  const last = kept.at(-1);
+  assert.ok(last);
+  const restored = await restore('--target-xid', String(last.xid));
+  assert.deepEqual(await bench.rowsOf(restored, to), ids(kept));
+  await assert.rejects(restore('--target-xid', String(next.xid), '--delta'), { code: 'target-unreachable' });
+});
+
 test('wal fetch gives a recovery without a target everything there is, and lets it end', async () => {
   await using bench = await createTailBench('none');
   const { lab } = bench;
