@@ -41,7 +41,9 @@ const LONGEST_PAUSE_MS = 1000;
 
 /**
  * Waits until every segment is in the repository and reads each back against its recorded hash. Throws
- * `wal-not-archived` when one does not come in time: then the backup cannot be restored and must not be committed.
+ * `wal-not-archived` when one does not come in time: then the backup cannot be restored and must not be committed. Tails
+ * do not count: a host without the key cannot verify them, and they go when their segment is complete. The caller ends
+ * the segment that holds the backup's stop, so that nothing is waited for in vain.
  */
 export async function awaitWal(options: AwaitWalOptions): Promise<void> {
   const { repository, identity, clock, signal } = options;

@@ -13,6 +13,7 @@ import type { Repository } from '../repository/repository.ts';
 import { chainTails, listTails, type WalTail } from '../repository/wal-tail.ts';
 import { createMemoryStorage } from '../storage/memory.ts';
 import type { Storage } from '../storage/storage.ts';
+import { FaultyStorage } from '../../test/faulty-storage.ts';
 import { storeHistory, storeWal } from '../../test/restore-lab.ts';
 import { storeCuts, storePiece } from '../../test/tail-lab.ts';
 import {
@@ -329,6 +330,41 @@ test('fetchWal() asks for no listing of tails where the segment has a header', a
     listed.filter((prefix) => prefix.includes('wal-tail')),
     [],
   );
+});
+
+test('fetchWal() with a fault at every operation delivers all of the tails, or says absent rightly, or fails', async () => {
+  await using recovery = await createRecovery();
+  const repository = await named();
+  await storeWal(repository, one.name, one.bytes);
+  await storeCuts(repository, identity, two.name, two.bytes, [10_000, 20_000, 30_000]);
+  const whole = padded(two.bytes, 30_000);
+  let faults = 0;
+  for (const kind of [
+    'error-before',
+    'error-after',
+    'crash-before',
+    'truncated-read',
+    'flipped-read',
+  ] as const) {
+    for (const until of [undefined, inTwo(25_000)]) {
+      for (const asked of [two.name, three.name]) {
+        for (let at = 1; ; at += 1) {
+          const faulty = new FaultyStorage(repository.storage, { kind, at, seed: at });
+          const options = { deadlineMs: 1000, firstPauseMs: 1, ...(until !== undefined && { until }) };
+          const result = await recovery.fetch(asked, [withStorage(repository, faulty)], options);
+          if (faulty.fired === undefined) break;
+          faults += 1;
+          const where = `${kind} at ${at} of ${asked} until ${until}`;
+          if (result.kind === 'delivered') assert.deepEqual(result.bytes, whole, where);
+          if (result.kind === 'absent') assert.equal(asked, three.name, where);
+          if (kind.startsWith('error')) {
+            assert.equal(result.kind, asked === two.name ? 'delivered' : 'absent', where);
+          }
+        }
+      }
+    }
+  }
+  assert.ok(faults > 60, `only ${faults} faults were tried`);
 });
 
 test('fetchWal() never hands over a byte that was not stored, nor tails that something follows', async () => {
