@@ -73,6 +73,7 @@ export async function createReceiveLab(): Promise<ReceiveLab> {
       return segment;
     },
     async [Symbol.asyncDispose]() {
+      await spool.close();
       await rm(directory, { recursive: true, force: true });
     },
   };

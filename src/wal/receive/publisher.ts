@@ -8,7 +8,7 @@ import type { Repository } from '../../repository/repository.ts';
 import { storeWalFile, type WalFileToStore } from '../../repository/wal-file.ts';
 import { openWalSource } from '../wal-source.ts';
 import type { ReceivedSegment } from './received-segment.ts';
-import { createTailWriter, dropTails, type TailWriter } from './tail-writer.ts';
+import { assertSameBytes, createTailWriter, dropTails, type TailWriter } from './tail-writer.ts';
 
 export interface PublisherOptions {
   /** Every one of them has to confirm. */
@@ -49,6 +49,8 @@ export class Publisher {
   #failure: unknown;
   #commitTime: string | undefined;
   #flushed: Lsn = lsnOf(0n);
+  /** Where the stream began: of that segment an earlier receiver may have stored tails. */
+  #begin: Lsn = lsnOf(0n);
   #listener: (() => void) | undefined;
   #tails: { segment: ReceivedSegment; writer: TailWriter } | undefined;
   #tailRunning: Promise<void> = Promise.resolve();
@@ -64,6 +66,7 @@ export class Publisher {
    */
   begin(start: Lsn, listener: () => void): void {
     this.#flushed = start;
+    this.#begin = start;
     this.#listener = listener;
   }
 
@@ -140,6 +143,7 @@ export class Publisher {
     const { name, file } = segment;
     const summary = segment.summary();
     if (summary.damage !== undefined) this.#options.damaged(name, summary.damage);
+    if (segment.start === this.#begin) await this.#compareTails(segment);
     const content = segment.content();
     const wal = { ...summary };
     if (content === undefined) await this.#storeFile(file.path, name, wal, previous);
@@ -154,6 +158,17 @@ export class Publisher {
     this.#commitTime = summary.lastCommitTime ?? this.#commitTime;
     this.#options.committed(segment);
     this.#raise(segment.end);
+  }
+
+  async #compareTails({ name, file }: ReceivedSegment): Promise<void> {
+    const { required, identity, segmentSize, signal } = this.#options;
+    await Promise.all(
+      required.map(async (repository) =>
+        this.#persist(repository, async () =>
+          assertSameBytes(repository, identity, name, file, segmentSize, signal),
+        ),
+      ),
+    );
   }
 
   #raise(lsn: Lsn): void {

@@ -71,12 +71,20 @@ export class WalIsGone extends Error {
  * or the publisher fails, after an attempt to store what has come.
  */
 export async function receiveOnce(options: SessionOptions): Promise<void> {
-  const { source, publisher } = options;
-  let place: StartPlace | undefined = options.beginAt ?? (await findStart(options));
+  const begin = options.beginAt ?? (await findStart(options));
   delete options.beginAt;
-  assertNotAhead(options, place);
+  assertNotAhead(options, begin);
   await options.spool.clear();
-  while (place !== undefined) {
+  try {
+    await followTimelines(options, begin);
+  } finally {
+    await options.spool.close();
+  }
+}
+
+async function followTimelines(options: SessionOptions, begin: StartPlace): Promise<void> {
+  const { source, publisher } = options;
+  for (let place = begin; ;) {
     await storeHistory(options, place.timeline);
     const stream: Stream = new Stream(options, place);
     let end;
@@ -182,6 +190,7 @@ class Stream {
   /** Bytes that came while the next segment's file was being made are not lost: the sink waits for it. */
   #serverEnd: Lsn = lsnOf(0n);
   #received: Lsn;
+  #isOver = false;
   #tailing = false;
   #tailWanted = false;
   #failed: ((error: unknown) => void) | undefined;
@@ -244,6 +253,7 @@ class Stream {
     const { publisher } = this.#options;
     const segment = this.#segment;
     this.#segment = undefined;
+    this.#isOver = true;
     if (segment !== undefined && !segment.isComplete) {
       await publisher.tail(segment);
       await segment.discard();
@@ -278,7 +288,13 @@ class Stream {
     const { publisher, segmentSize, until } = this.#options;
     publisher.complete(complete);
     await publisher.room();
-    this.#segment = await this.#open(segmentOfLsn(complete.end, segmentSize));
+    const next = await this.#open(segmentOfLsn(complete.end, segmentSize));
+    if (this.#isOver) {
+      // The connection was lost meanwhile.
+      await next.discard();
+      return;
+    }
+    this.#segment = next;
     if (until !== undefined && complete.end >= until) this.#control?.stop();
     if (rest.length > 0) await this.#write(rest);
   }

@@ -30,15 +30,29 @@ export interface SegmentSpool {
   create(name: WalSegmentName): Promise<SpoolFile>;
   /** What an earlier receiver left, in the order of names. */
   leftOver(): Promise<{ name: WalSegmentName; path: string }[]>;
+  /** Closes and removes everything. */
   clear(): Promise<void>;
+  /** Closes what is still open: Node ends a process that forgets to. The files stay. */
+  close(): Promise<void>;
 }
 
 /** Opens the spool in a directory of the receiver's own (made, mode 0700, where it is missing). */
 export async function openSegmentSpool(directory: string): Promise<SegmentSpool> {
   await mkdir(directory, { recursive: true, mode: 0o700 });
+  const opened = new Set<SpoolFile>();
+  const close = async (): Promise<void> => {
+    const files = [...opened];
+    opened.clear();
+    await Promise.all(files.map(async (file) => file.close()));
+  };
   return {
     directory,
-    create: async (name) => createFile(directory, name),
+    close,
+    async create(name) {
+      const file = await createFile(directory, name, () => opened.delete(file));
+      opened.add(file);
+      return file;
+    },
     async leftOver() {
       const names = (await readdir(directory)).sort();
       return names.flatMap((name) => {
@@ -47,6 +61,7 @@ export async function openSegmentSpool(directory: string): Promise<SegmentSpool>
       });
     },
     async clear() {
+      await close();
       for (const name of await readdir(directory)) {
         if (classifyWalFile(name) !== undefined) await rm(join(directory, name), { force: true });
       }
@@ -54,7 +69,7 @@ export async function openSegmentSpool(directory: string): Promise<SegmentSpool>
   };
 }
 
-async function createFile(directory: string, name: WalSegmentName): Promise<SpoolFile> {
+async function createFile(directory: string, name: WalSegmentName, closed: () => void): Promise<SpoolFile> {
   const path = join(directory, name);
   await rm(path, { force: true });
   let handle: FileHandle | undefined = await open(
@@ -71,6 +86,7 @@ async function createFile(directory: string, name: WalSegmentName): Promise<Spoo
   const close = async (): Promise<void> => {
     const closing = handle;
     handle = undefined;
+    closed();
     await closing?.close();
   };
   return {
