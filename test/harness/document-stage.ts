@@ -1,5 +1,6 @@
 /** A small world in which the commands of documents can be typed: a server, a repository, copies restored from it. */
-import { type SpawnSyncReturns, spawnSync } from 'node:child_process';
+import { type ChildProcess, spawn, type SpawnSyncReturns, spawnSync } from 'node:child_process';
+import { once } from 'node:events';
 import { existsSync, readdirSync, readFileSync } from 'node:fs';
 import { mkdir, readFile, rename, rm } from 'node:fs/promises';
 import { userInfo } from 'node:os';
@@ -34,6 +35,10 @@ export class DocumentStage implements AsyncDisposable {
   /** The server that took over from the cluster's own. */
   #successor: { instance: Instance; dataDirectory: string } | undefined;
   #tookUpSettings = false;
+  /** Streams the WAL, once a document has said so. */
+  #receiver: ChildProcess | undefined;
+  /** The newest segment that is known to be in the repository. */
+  #stored = '';
 
   private constructor(cluster: TestCluster, user: ServerUser | undefined, launcher: string, port: number) {
     this.cluster = cluster;
@@ -43,6 +48,7 @@ export class DocumentStage implements AsyncDisposable {
     this.etc = join(cluster.scratch, 'etc of a host');
     // Servers outlive the process that started them.
     process.once('exit', () => {
+      this.#receiver?.kill('SIGKILL');
       for (const name of ['restored', 'successor']) killServer(join(cluster.scratch, name));
     });
   }
@@ -110,7 +116,7 @@ export class DocumentStage implements AsyncDisposable {
   async takeUpSetup(printed: string): Promise<void> {
     const statements = printed
       .split('\n')
-      .filter((line) => /^ {4}[A-Z]/.test(line))
+      .filter((line) => /^ {4}(?:CREATE|GRANT|ALTER|SELECT) /.test(line))
       .map((line) => line.trim());
     for (const statement of statements) {
       const isSetting = statement.startsWith('ALTER SYSTEM');
@@ -118,8 +124,30 @@ export class DocumentStage implements AsyncDisposable {
     }
     if (!statements.some((statement) => statement.startsWith('ALTER SYSTEM')) || this.#tookUpSettings) return;
     this.#tookUpSettings = true;
+    if (!statements.some((statement) => statement.includes('archive_mode'))) return;
     await this.restart();
     await this.archive();
+  }
+
+  /** Keeps `wal receive` running beside everything that follows, in the place of one that runs. */
+  async receive(words: readonly string[]): Promise<void> {
+    await this.endReceiver();
+    const identity = this.user === undefined ? {} : { uid: this.user.uid, gid: this.user.gid };
+    const env = { ...this.#environment(), HOLDFAST_SOURCE: '1' };
+    const started = spawn(this.#launcher, words, {
+      cwd: this.etc,
+      env,
+      stdio: ['ignore', 'pipe', 'pipe'],
+      ...identity,
+    });
+    this.#receiver = started;
+    let said = '';
+    for (const stream of [started.stdout, started.stderr])
+      stream.on('data', (text) => (said += String(text)));
+    for (const deadline = performance.now() + 20_000; !/^streaming from/m.test(said); await sleep(20)) {
+      if (performance.now() > deadline || started.exitCode !== null)
+        throw new Error(`nothing streams: ${said}`);
+    }
   }
 
   /** As a service manager would. */
@@ -173,6 +201,15 @@ export class DocumentStage implements AsyncDisposable {
     await this.cluster.sql(
       'CREATE TABLE IF NOT EXISTS switched (); DROP TABLE switched; SELECT pg_switch_wal()',
     );
+    const name = current?.name ?? '';
+    const header = `${name.slice(0, 8)}/${name.slice(8, 16)}/${name}.json`;
+    for (const deadline = performance.now() + 20_000; this.#receiver !== undefined; await sleep(30)) {
+      if (this.#listRepository().some((path) => path.endsWith(`/wal/${header}`))) {
+        this.#stored = name;
+        return name;
+      }
+      if (performance.now() > deadline) throw new Error(`${name} is not streamed`);
+    }
     for (const deadline = performance.now() + 20_000; ;) {
       const [row] = await this.cluster.sql<{ done: boolean }>(
         `SELECT coalesce(last_archived_wal >= '${current?.name ?? ''}', false) AS done FROM pg_stat_archiver`,
@@ -186,9 +223,27 @@ export class DocumentStage implements AsyncDisposable {
     }
   }
 
+  /** Nothing to do where none runs. */
+  async endReceiver(): Promise<void> {
+    if (this.#receiver?.exitCode !== null) return;
+    const ended = once(this.#receiver, 'exit');
+    this.#receiver.kill('SIGTERM');
+    await ended;
+    this.#receiver = undefined;
+  }
+
+  #listRepository(): string[] {
+    const root = join(this.cluster.scratch, 'backups', 'holdfast', 'clusters');
+    return readdirSync(root, { recursive: true, encoding: 'utf8' });
+  }
+
   /** A segment that is archived and not yet recycled; '' where there is none. */
   segmentOnDisk(): string {
     const wal = join(this.dataDirectory, 'pg_wal');
+    if (this.#receiver !== undefined) {
+      const known = readdirSync(wal).filter((name) => /^[0-9A-F]{24}$/.test(name) && name <= this.#stored);
+      return known.sort().at(-1) ?? '';
+    }
     const names = readdirSync(join(wal, 'archive_status'))
       .filter((name) => /^[0-9A-F]{24}\.done$/.test(name))
       .map((name) => name.slice(0, 24));
@@ -217,6 +272,7 @@ export class DocumentStage implements AsyncDisposable {
 
   async [Symbol.asyncDispose](): Promise<void> {
     await this.clearRestored(false);
+    await this.endReceiver();
     await this.#successor?.instance.stop('immediate');
     await this.cluster[Symbol.asyncDispose]();
   }

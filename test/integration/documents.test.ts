@@ -72,10 +72,7 @@ async function type(words: readonly string[], { heading }: FencedBlock, document
   const [program = '', ...rest] = words;
   if (NOT_OURS.has(program)) return;
   if (program === 'npm') return npm(rest);
-  if (program === 'systemctl') {
-    assert.deepEqual(rest, ['restart', 'postgresql']);
-    return stage.restart();
-  }
+  if (program === 'systemctl') return service(rest);
   if (program === 'holdfast') return holdfast(rest, heading, document);
   const name = /^(?:\/usr\/lib\/postgresql\/15\/bin\/)?(psql|pg_\w+)$/.exec(program)?.[1];
   assert.ok(name !== undefined, `nobody knows what to do with "${program}": add it to the tables`);
@@ -88,6 +85,17 @@ async function type(words: readonly string[], { heading }: FencedBlock, document
   }
 }
 
+/** The units that documents speak of. */
+async function service(words: readonly string[]): Promise<void> {
+  const unit = words.at(-1);
+  const verb = words.slice(0, -1).join(' ');
+  if (unit === 'postgresql' && verb === 'restart') return stage.restart();
+  assert.equal(unit, 'holdfast-receive-app', words.join(' '));
+  if (verb === 'stop' || verb === 'disable --now') return stage.endReceiver();
+  assert.match(verb, /^(start|restart|enable --now)$/);
+  return stage.receive(['wal', 'receive', 'app']);
+}
+
 async function npm(words: readonly string[]): Promise<void> {
   const [verb = '', script = verb] = words;
   if (verb === 'ci') return;
@@ -98,12 +106,17 @@ async function npm(words: readonly string[]): Promise<void> {
 async function holdfast(words: readonly string[], heading: string, document: string): Promise<void> {
   const [verb = ''] = words;
   if (verb === 'demo') return;
+  if (verb === 'wal' && words[1] === 'receive') return stage.receive(translated(words));
   const restores = verb === 'restore';
   if (restores || (verb === 'wal' && words[1] === 'fetch')) await stage.tell();
   if (restores) await stage.clearRestored(words.includes('--delta'));
   const spaces = words.includes('--tablespace-mapping');
   if (spaces) await withTablespace();
-  if (words.includes('--adopt')) await stage.tell();
+  if (words.includes('--adopt')) {
+    await stage.tell();
+    // So that it is still on the disk.
+    await stage.archive();
+  }
   const push = verb === 'wal' && words[1] === 'push';
   const ended = stage.holdfast(await adopting(translated(words)), {
     ...(push && { directory: stage.dataDirectory }),
