@@ -106,6 +106,9 @@ export function createWorld(seed: number): World {
       const at = lowest + BigInt(Math.floor((random() * Number((segment + 1n) * SIZE - lowest)) / 8)) * 8n;
       timeline.segments.set(segment, { fate, at: at + 8n });
     }
+    // Where a timeline began, its parent's copy of the segment matters.
+    const firstOwn = timeline.segments.get(begin / SIZE);
+    if (parent !== undefined && firstOwn !== undefined && random() < 0.3) firstOwn.fate = 'header-deleted';
     if (end % SIZE !== 0n && random() < 0.6) {
       const own = end - (end / SIZE) * SIZE;
       timeline.tail = {
@@ -114,6 +117,8 @@ export function createWorld(seed: number): World {
           random() < 0.7 ? end : (end / SIZE) * SIZE + 1n + BigInt(Math.floor(random() * Number(own - 1n))),
       };
     }
+    // What is shorter than a page header holds no WAL.
+    if (timeline.tail !== undefined && timeline.tail.end % SIZE < 40n) timeline.tail = undefined;
     timelines.set(id, timeline);
   }
   const backups: WorldBackup[] = [];
@@ -126,12 +131,12 @@ export function createWorld(seed: number): World {
     const start = from + 8n + BigInt(Math.floor(random() * Number(room / 8n - 4n))) * 8n;
     const left = timeline.end - start;
     const length = BigInt(Math.floor((random() * Math.min(Number(left), 1.5 * SEGMENT_SIZE)) / 8)) * 8n + 16n;
-    backups.push({
-      id: `b${backups.length}`,
-      timeline: timeline.id,
-      start,
-      stop: start + length > timeline.end ? timeline.end : start + length,
-    });
+    let stop = start + length > timeline.end ? timeline.end : start + length;
+    const ends = [timeline.tail?.end, (start / SIZE + 1n) * SIZE].filter(
+      (end) => end !== undefined && end > start && end <= timeline.end,
+    );
+    if (random() < 0.25) stop = ends[upTo(ends.length)] ?? stop;
+    backups.push({ id: `b${backups.length}`, timeline: timeline.id, start, stop });
   }
   return { timelines, backups };
 }
@@ -407,6 +412,19 @@ export class Model {
       found.set(segment, this.#cause(timeline, segment));
     }
     return found;
+  }
+
+  /** Whether anybody would read on behind the place a stored segment breaks off at. `isTip`: a branch ends on it. */
+  isWantedBehind(timeline: WorldTimeline, segment: bigint, at: bigint, isTip: boolean): boolean {
+    const children = [...this.world.timelines.values()].filter(
+      ({ id, parent }) => parent === timeline.id && this.path(id) !== undefined,
+    );
+    if (isTip || children.length === 0) return true;
+    return children.some(
+      (child) =>
+        child.begin / SIZE > segment ||
+        (child.begin / SIZE === segment && child.begin > at && this.whole(child, segment) === undefined),
+    );
   }
 
   #cause({ segments }: WorldTimeline, segment: bigint): string {

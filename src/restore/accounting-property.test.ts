@@ -136,6 +136,7 @@ function reachable(model: Model, way: readonly WorldTimeline[], lsn: bigint): bo
 function compareGaps(account: ArchiveAccount['account'], model: Model, told: string): void {
   for (const timeline of model.world.timelines.values()) {
     const found = new Map<bigint, string>();
+    const broken = new Set<bigint>();
     for (const { first, last, cause, timeline: id, fromLsn, toLsn } of account.gaps) {
       if (id !== timeline.id) continue;
       assert(fromLsn < toLsn, `${hex(fromLsn)} to ${hex(toLsn)}\n${told}`);
@@ -145,10 +146,17 @@ function compareGaps(account: ArchiveAccount['account'], model: Model, told: str
           const { fate, at } = timeline.segments.get(segment) ?? {};
           assert.equal(cause, fate === 'minimal' ? 'wal-level-minimal' : fate, told);
           assert.equal(fromLsn, at, told);
+          broken.add(segment);
         }
       }
     }
     const expected = model.missing(timeline);
+    const isTip = account.branches.some(({ tip }) => tip === timeline.id);
+    for (const [segment, { fate, at }] of timeline.segments) {
+      const isBroken = fate === 'minimal' || fate === 'damaged';
+      const wanted = isBroken && model.isWantedBehind(timeline, segment, at, isTip);
+      assert.equal(broken.has(segment), wanted, `break in ${segment} of ${timeline.id}\n${told}`);
+    }
     assert.deepEqual(new Set(found.keys()), new Set(expected.keys()), `gaps of ${timeline.id}\n${told}`);
     for (const [segment, cause] of expected) {
       const why = found.get(segment);

@@ -80,22 +80,28 @@ export function planAccount(input: AccountInput): Account {
   });
   const sight = new Sight(input);
   const present = presentEnd(input, sight);
-  const gaps = input.tree.timelines.flatMap((timeline) => gapsOf(input, sight, timeline));
+  const gaps = sight.timelines.flatMap((timeline) => gapsOf(input, sight, timeline));
   const path = present === undefined ? undefined : sight.pathTo(present.timeline);
   return {
     branches,
     gaps: gaps.map((gap) => ({ ...gap, blocking: isBlocking(gap, present, path) })),
-    timelines: input.tree.timelines.map((timeline) => sight.describe(timeline)),
+    timelines: sight.timelines.map((timeline) => sight.describe(timeline)),
     present,
   };
 }
 
 /** What is known of each timeline, from whatever there is. */
 class Sight {
+  /** Ascending; also those of which nothing is left but a memory. */
+  readonly timelines: readonly TimelineId[];
   readonly #input: AccountInput;
 
   constructor(input: AccountInput) {
     this.#input = input;
+    const { tree, faults, notes, confirmed } = input;
+    const lost = [...faults.filter((fault) => isLost(fault)), ...notes, ...(confirmed ? [confirmed] : [])];
+    const all = new Set([...tree.timelines, ...lost.map(({ timeline }) => timeline)]);
+    this.timelines = [...all].sort((a, b) => a - b);
   }
 
   pathTo(timeline: TimelineId): TimelinePath | undefined {
@@ -159,11 +165,14 @@ class Sight {
     };
   }
 
-  /** Faults but for data that is being stored just now, and for what nobody wants any more. */
   #lost(timeline: TimelineId): WalFault[] {
-    const own = this.#input.faults.filter((fault) => fault.timeline === timeline);
-    return own.filter(({ kind }) => kind !== 'uncommitted' && kind !== 'expired');
+    return this.#input.faults.filter((fault) => fault.timeline === timeline && isLost(fault));
   }
+}
+
+/** Not data that is being stored just now, nor what nobody wants any more. */
+function isLost({ kind }: WalFault): boolean {
+  return kind !== 'uncommitted' && kind !== 'expired';
 }
 
 type BareGap = Omit<AccountGap, 'blocking'>;
@@ -316,7 +325,7 @@ function confirmedSegments({
 }
 
 function presentEnd(input: AccountInput, sight: Sight): PresentEnd | undefined {
-  const timeline = input.tree.timelines.at(-1);
+  const timeline = sight.timelines.at(-1);
   if (timeline === undefined) return undefined;
   const end = sight.end(timeline);
   const path = sight.pathTo(timeline);
