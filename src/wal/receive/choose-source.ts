@@ -47,15 +47,16 @@ export async function openSource(
 }
 
 /**
- * A primary before a standby, then the newest timeline, then the furthest position. Two primaries on one timeline cannot
- * be told apart: `wal-conflict`. So are servers of different clusters. Pure.
+ * The newest timeline (a primary on an older one was left behind by a failover), on it a primary before a standby, then
+ * the furthest position. Two primaries on one timeline cannot be told apart: `wal-conflict`. Servers of different clusters
+ * are `cluster-mismatch`. Pure.
  */
 export function preferredSource<Candidate extends SourceCandidate>(
   candidates: readonly Candidate[],
 ): Candidate | undefined {
   const [best, next] = [...candidates].sort((a, b) => {
-    if (a.inRecovery !== b.inRecovery) return a.inRecovery ? 1 : -1;
     if (a.timeline !== b.timeline) return b.timeline - a.timeline;
+    if (a.inRecovery !== b.inRecovery) return a.inRecovery ? 1 : -1;
     return a.position === b.position ? 0 : a.position < b.position ? 1 : -1;
   });
   if (best === undefined) return undefined;

@@ -11,7 +11,6 @@ import type { WalStreamControl } from '../../postgres/wal-stream.ts';
 import { walStreamRefusal } from '../../postgres/wal-stream-refusal.ts';
 import type { ClusterIdentity } from '../../repository/layout.ts';
 import type { Repository } from '../../repository/repository.ts';
-import { readWalHeader } from '../../repository/wal-file.ts';
 import type { OpenSource } from './choose-source.ts';
 import { planStart, type StartPlace } from './plan-start.ts';
 import type { Publisher } from './publisher.ts';
@@ -122,6 +121,12 @@ async function findStart(options: SessionOptions): Promise<StartPlace> {
     case 'begin':
       return firstPlace(options, history);
     case 'outdated':
+      if (source.inRecovery) {
+        throw new HoldfastError(
+          'connection-failed',
+          `${source.server} is a standby on timeline ${timeline}, but timeline ${plan.stored} is stored already: waiting until it follows, or its primary answers`,
+        );
+      }
       throw new HoldfastError(
         'wal-conflict',
         `${source.server} is on timeline ${timeline}, but timeline ${plan.stored} is stored already, which it does not come from: it is an old primary, or a copy`,
@@ -165,15 +170,14 @@ async function firstPlace(
   return { timeline: ancestor?.timeline ?? source.timeline, segment };
 }
 
-/** Before anything of a timeline, what it comes from: without that, nobody could restore along it. */
+/**
+ * Before anything of a timeline, what it comes from: without that, nobody could restore along it. Also where it is stored
+ * already: another content would mean another timeline of that number, and it must be durable.
+ */
 async function storeHistory(options: SessionOptions, timeline: TimelineId): Promise<void> {
   if (timeline === 1) return;
-  const { source, required, identity, spool, publisher, signal } = options;
+  const { source, spool, publisher } = options;
   const name = historyFileName(timeline);
-  const headers = await Promise.all(
-    required.map(async (repository) => readWalHeader(repository, identity, name, signal)),
-  );
-  if (headers.every((header) => header !== undefined)) return;
   const { bytes } = await source.replication.timelineHistory(timeline);
   const path = join(spool.directory, name);
   await writeFile(path, bytes, { mode: 0o600 });

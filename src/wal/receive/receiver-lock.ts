@@ -3,6 +3,7 @@ import { link, mkdir, open, readFile, rm } from 'node:fs/promises';
 import { dirname } from 'node:path';
 
 import { HoldfastError, systemErrorCode } from '../../errors.ts';
+import { identifyProcess, isRunning } from '../prefetch-owner.ts';
 
 /** Held while a receiver of a cluster runs on this host. */
 export interface ReceiverLock extends AsyncDisposable {
@@ -29,8 +30,8 @@ export async function takeReceiverLock(file: string, cluster: string): Promise<R
       } catch (error) {
         if (systemErrorCode(error) !== 'EEXIST') throw error;
       }
-      const holder = Number(await readFile(file, 'utf8').catch(() => ''));
-      if (holder > 0 && holder !== process.pid && isAlive(holder)) throw running(cluster, holder);
+      const holder = await livingHolder(file);
+      if (holder !== undefined) throw running(cluster, holder);
       await rm(file, { force: true });
     }
   } finally {
@@ -42,19 +43,19 @@ export async function takeReceiverLock(file: string, cluster: string): Promise<R
 async function writeOwn(path: string): Promise<void> {
   const handle = await open(path, constants.O_WRONLY | constants.O_CREAT | constants.O_TRUNC, 0o600);
   try {
-    await handle.writeFile(`${process.pid}\n`);
+    const own = await identifyProcess(process.pid);
+    await handle.writeFile(`${process.pid} ${own?.startTime ?? ''} ${own?.bootId ?? ''}\n`);
   } finally {
     await handle.close();
   }
 }
 
-function isAlive(pid: number): boolean {
-  try {
-    process.kill(pid, 0);
-    return true;
-  } catch (error) {
-    return systemErrorCode(error) !== 'ESRCH';
-  }
+/** A number alone may be another process's by now: after a reboot, or in a container that was started anew. */
+async function livingHolder(file: string): Promise<number | undefined> {
+  const text = await readFile(file, 'utf8').catch(() => '');
+  const [pid = '', startTime = '', bootId = ''] = text.trim().split(' ');
+  const holder = { pid: Number(pid), startTime, bootId };
+  return holder.pid > 0 && (await isRunning(holder)) ? holder.pid : undefined;
 }
 
 function running(cluster: string, pid: number | undefined): HoldfastError {
