@@ -14,7 +14,7 @@ import { connectReplication } from '../../src/postgres/replication.ts';
 import { timelineOf } from '../../src/postgres/timeline.ts';
 import { noteBehind } from '../../src/wal/behind.ts';
 import { writeReceiverStatus } from '../../src/wal/receiver-status.ts';
-import { createCluster, giveToServer, type TestCluster } from '../harness/cluster.ts';
+import { availableMajors, createCluster, giveToServer, type TestCluster } from '../harness/cluster.ts';
 import { openTestRepository } from '../wal-lab.ts';
 import { createLocalStorage } from '../../src/storage/local.ts';
 
@@ -154,7 +154,9 @@ async function status(place: Lab): Promise<Ran & { seen: Status }> {
 // They wait most of the time: for a second look, for tails, for servers.
 describe('wal status', { concurrency: true }, () => {
   test('wal status follows a slot from its making to its end, and an idle database is not behind', async (t) => {
+    const [oldest] = await availableMajors();
     await using cluster = await createCluster({
+      ...(oldest !== undefined && { major: oldest }),
       settings: { max_slot_wal_keep_size: '8GB' },
       segmentSizeMb: 1,
     });

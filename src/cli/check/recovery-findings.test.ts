@@ -45,11 +45,13 @@ interface Case {
   required?: boolean;
   noted?: boolean;
   newest?: NewestWal | undefined;
+  others?: string[];
 }
 
 function recovery(given: Case): Finding[] {
   const { required = true, noted = false } = given;
-  const stored = { repository: 'local', required, newest: 'newest' in given ? given.newest : NEWEST };
+  const newest = 'newest' in given ? given.newest : NEWEST;
+  const stored = { repository: 'local', required, newest, others: given.others ?? [] };
   return collect((findings) =>
     judgeRecoveryPoint(
       stored,
@@ -122,6 +124,12 @@ function gaps(account: Partial<WalAccount>): Finding[] {
   const whole = { repository: 'local', backups: 2, gaps: [], present: 'reachable' as const };
   return collect((findings) => judgeGaps({ ...whole, ...account }, 'app', findings));
 }
+
+test('judgeRecoveryPoint() finds another cluster behind the address', () => {
+  const [found] = recovery({ newest: undefined, others: ['7000000000000000001'] });
+  assert.equal(found?.status, 'fail');
+  assert.match(found.message, /by system identifier 7000000000000000001, and not by that of the server/);
+});
 
 test('judgeGaps() fails for a gap that nothing leads over, and remembers those of the past', () => {
   assert.deepEqual(gaps({}), []);

@@ -26,13 +26,20 @@ export function oldestAllowed(expected: RecoveryExpectation): number | undefined
 
 /** What would be lost if the server were lost now, for one repository. `noted`: it is known to be behind. Pure. */
 export function judgeRecoveryPoint(
-  { repository, required, newest }: Pick<StoredWal, 'repository' | 'required' | 'newest'>,
+  { repository, required, newest, others }: Omit<StoredWal, 'problem'>,
   point: RecoveryPoint,
   expected: RecoveryExpectation,
   noted: boolean,
   findings: Findings,
 ): void {
   const limit = oldestAllowed(expected);
+  if (newest === undefined && others.length > 0) {
+    findings.fail(
+      `repository ${repository} knows cluster ${expected.cluster} by system identifier ${others.join(' and ')}, and not by that of the server`,
+      'another cluster is behind the address: correct it; if this one replaced the other, give it a new name in the configuration',
+    );
+    return;
+  }
   if (newest === undefined) {
     if (noted) return;
     findings.warn(

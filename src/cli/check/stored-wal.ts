@@ -2,7 +2,7 @@ import { errorText, HoldfastError } from '../../errors.ts';
 import type { Lsn } from '../../postgres/lsn.ts';
 import { type TimelineId, timelineOf } from '../../postgres/timeline.ts';
 import { walSegmentName } from '../../postgres/wal-segment.ts';
-import { listBackups } from '../../repository/catalog.ts';
+import { listBackups, listClusters } from '../../repository/catalog.ts';
 import type { ClusterIdentity } from '../../repository/layout.ts';
 import type { Repository } from '../../repository/repository.ts';
 import { readWalHighWater } from '../../repository/wal-high-water.ts';
@@ -34,6 +34,8 @@ export interface StoredWal {
   required: boolean;
   /** Undefined where there is none, or where it cannot be told. */
   newest: NewestWal | undefined;
+  /** System identifiers of other histories under the cluster's name, where there is nothing of the server's own. */
+  others: readonly string[];
   /** Why it cannot be told. */
   problem: string | undefined;
 }
@@ -56,13 +58,38 @@ export async function seeStoredWal(
   identity: ClusterIdentity,
   options: FindNewestWalOptions,
 ): Promise<StoredWal> {
-  const seen = { repository: repository.name, required, newest: undefined, problem: undefined };
+  const nothing: string[] = [];
+  const seen = {
+    repository: repository.name,
+    required,
+    newest: undefined,
+    others: nothing,
+    problem: undefined,
+  };
   try {
-    return { ...seen, newest: await findNewestWal(repository, identity, options) };
+    const newest = await findNewestWal(repository, identity, options);
+    return {
+      ...seen,
+      newest,
+      others: newest === undefined ? await othersOf(repository, identity, options) : [],
+    };
   } catch (error) {
     if (!(error instanceof HoldfastError) || error.code === 'cancelled') throw error;
     return { ...seen, problem: errorText(error) };
   }
+}
+
+async function othersOf(
+  repository: Repository,
+  identity: ClusterIdentity,
+  { signal }: FindNewestWalOptions,
+): Promise<string[]> {
+  const others: string[] = [];
+  for await (const { cluster, systemIdentifier } of listClusters(repository, signal)) {
+    const isOther = cluster === identity.cluster && systemIdentifier !== identity.systemIdentifier;
+    if (isOther) others.push(systemIdentifier);
+  }
+  return others;
 }
 
 export interface SeeAccountOptions {

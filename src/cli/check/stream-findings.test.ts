@@ -9,7 +9,7 @@ import type { ReceiverStatus } from '../../wal/receiver-status.ts';
 import { type Finding, Findings } from './finding.ts';
 import type { ServerSight } from './see-server.ts';
 import type { WalSight } from './see-wal.ts';
-import { judgeStreaming, type StreamExpectation } from './stream-findings.ts';
+import { judgeStreaming, judgeUnusedSlots, type StreamExpectation } from './stream-findings.ts';
 
 const RECEIVER: ReceiverStatus & { alive: boolean } = {
   pid: 77,
@@ -218,4 +218,20 @@ test('judgeStreaming() follows the slot to the server it is on, and finds one th
   assert.equal(found.status, 'warn');
   assert.match(found.message, /db1:5432 has the slot "holdfast" too.*from 0\/4000000/);
   assert.match(found.fix ?? '', /pg_drop_replication_slot\('holdfast'\); on db1:5432/);
+});
+
+test('judgeUnusedSlots() finds a slot that was left behind by a change to push', () => {
+  const judge = (sights: ServerSight[]): Finding[] => {
+    const findings = new Findings('cluster app');
+    judgeUnusedSlots(sights, { cluster: 'app', slot: 'holdfast' }, findings);
+    return findings.all;
+  };
+  const left = judge([source({ slot: { ...SLOT, active: false }, holder: undefined })]);
+  assert.deepEqual(
+    left.map((one) => [one.status, one.fix]),
+    [['warn', 'holdfast wal release app']],
+  );
+  assert.match(left[0]?.message ?? '', /keeps 16\.0 MiB of WAL there/);
+  assert.deepEqual(notOk(judge([source()])), [], 'both at once is no harm');
+  assert.deepEqual(judge([source({ slot: undefined, holder: undefined })]), []);
 });

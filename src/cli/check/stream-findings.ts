@@ -232,6 +232,29 @@ function judgeLeftSlots(
   }
 }
 
+/** A slot of ours on servers of a cluster that does not stream (any more). Pure. */
+export function judgeUnusedSlots(
+  sights: readonly ServerSight[],
+  { cluster, slot: name }: Pick<StreamExpectation, 'cluster' | 'slot'>,
+  findings: Findings,
+): void {
+  for (const sight of sights) {
+    const { facts, wal } = sight;
+    const { slot } = wal.facts;
+    if (slot === undefined || slot.type !== 'physical') continue;
+    if (slot.active) {
+      findings.ok(`the slot "${name}" on ${facts.server} is held by ${holderText(sight)} as well`);
+      continue;
+    }
+    const kept =
+      slot.heldBytes === undefined ? '' : `, and keeps ${formatSize(Number(slot.heldBytes))} of WAL there`;
+    findings.warn(
+      `cluster ${cluster} does not stream, and its slot "${name}" is still on ${facts.server}${kept}`,
+      `holdfast wal release ${cluster}`,
+    );
+  }
+}
+
 function judgeSynchronous(
   { facts, wal }: ServerSight,
   expected: StreamExpectation,
@@ -255,7 +278,7 @@ function judgeSynchronous(
       );
       if (synchronousCommit === 'remote_apply') {
         findings.warn(
-          `synchronous_commit = remote_apply on ${facts.server}, and the receiver applies nothing`,
+          `synchronous_commit = remote_apply on ${facts.server}: the receiver applies nothing, so a commit that waits for it never returns`,
           "ALTER SYSTEM SET synchronous_commit = 'on'; SELECT pg_reload_conf();",
         );
       }

@@ -25,7 +25,7 @@ import {
 import type { ServerSight } from './see-server.ts';
 import { judgeWalSpace } from './space-findings.ts';
 import { NO_ACCOUNT, seeAccount, seeStoredWal, type StoredWal, type WalAccount } from './stored-wal.ts';
-import { isHeldByUs, judgeStreaming, streamSource } from './stream-findings.ts';
+import { isHeldByUs, judgeStreaming, judgeUnusedSlots, streamSource } from './stream-findings.ts';
 
 /** Everything that is known of a cluster's WAL: on its servers, on its way, and in the repositories. */
 export interface WalSurvey {
@@ -123,7 +123,8 @@ export async function surveyWal(request: SurveyRequest): Promise<WalSurvey> {
 export function judgeWal(survey: WalSurvey, findings: Findings): void {
   const { expected, sights, stored, behind, rate, reference } = survey;
   if (expected.mode === 'stream') judgeStreaming(sights, survey, findings);
-  else if (reference?.facts.inRecovery === false) {
+  else judgeUnusedSlots(sights, survey, findings);
+  if (expected.mode === 'push' && reference?.facts.inRecovery === false) {
     judgeArchiving(reference, survey, survey.archived, findings);
     if (reference.facts.archiveMode !== 'off') judgeArchiveTimeout(expected, findings);
   }

@@ -5,6 +5,7 @@ import { describeTarget, parseConnectionTarget } from '../../postgres/connection
 import type { Repository } from '../../repository/repository.ts';
 import { Findings } from '../check/finding.ts';
 import { seeServer, type ServerSight } from '../check/see-server.ts';
+import { judgeServers } from '../check/server-findings.ts';
 import { judgeWal, statusOf, type SurveyedWal, surveyWal } from '../check/survey-wal.ts';
 import { NO_ACCOUNT } from '../check/stored-wal.ts';
 import type { CommandContext, CommandSpec, Invocation } from '../command.ts';
@@ -56,6 +57,7 @@ async function run({ arguments: [name = ''], context }: Invocation): Promise<voi
   const seen = await surveyWal({ name, cluster, configuration, sights, repositories, known, signal });
   const survey = { ...seen, stored: [...seen.stored, ...unopened] };
   const findings = new Findings(`cluster ${name}`);
+  judgeServers(sights, cluster, findings);
   judgeWal(survey, findings);
   const status = statusOf(survey, findings);
   output.result(statusJson(survey, silent, findings.all, status), () =>
@@ -110,7 +112,7 @@ async function openRepositories(context: CommandContext): Promise<{
       repositories.push({ repository, required });
     } catch (error) {
       if (!(error instanceof HoldfastError) || error.code === 'cancelled') throw error;
-      const nothing = { newest: undefined, point: undefined, ...NO_ACCOUNT };
+      const nothing = { newest: undefined, others: [], point: undefined, ...NO_ACCOUNT };
       unopened.push({ repository: name, required, ...nothing, problem: errorText(error) });
     }
   }
