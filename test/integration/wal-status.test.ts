@@ -1,10 +1,11 @@
 /** `wal status`, `wal release` and what `check` says of streaming, against real servers and slots. */
 import assert from 'node:assert/strict';
-import { execFileSync } from 'node:child_process';
+import { execFile } from 'node:child_process';
 import { mkdir, rename, symlink, writeFile } from 'node:fs/promises';
 import { hostname } from 'node:os';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
+import { promisify } from 'node:util';
 import { describe, test, type TestContext } from 'node:test';
 
 import { runProgram } from '../../src/cli/program.ts';
@@ -17,6 +18,8 @@ import { writeReceiverStatus } from '../../src/wal/receiver-status.ts';
 import { availableMajors, createCluster, giveToServer, type TestCluster } from '../harness/cluster.ts';
 import { openTestRepository } from '../wal-lab.ts';
 import { createLocalStorage } from '../../src/storage/local.ts';
+
+const run = promisify(execFile);
 
 interface Ran {
   /** Of the error it ended with. */
@@ -83,7 +86,7 @@ repositories:
 state: ${stateDirectory}
 `,
   );
-  const run = async (words: readonly string[], signal: AbortSignal): Promise<Ran> => {
+  const runWords = async (words: readonly string[], signal: AbortSignal): Promise<Ran> => {
     let stdout = '';
     const sink = { write: (): void => undefined, isTerminal: false, columns: () => 80 };
     const world = {
@@ -105,10 +108,10 @@ state: ${stateDirectory}
   return {
     cluster,
     stateDirectory,
-    holdfast: async (...words) => run(words, new AbortController().signal),
+    holdfast: async (...words) => runWords(words, new AbortController().signal),
     start: (...words) => {
       const controller = new AbortController();
-      const ended = run(words, controller.signal);
+      const ended = runWords(words, controller.signal);
       const stop = async (): Promise<void> => {
         controller.abort(new HoldfastError('cancelled', 'the test is over'));
         await ended;
@@ -372,18 +375,18 @@ describe('wal status', { concurrency: true }, () => {
     const isRoot = process.getuid?.() === 0;
     // Elsewhere the link alone is tried: a file system of its own needs rights.
     if (isRoot) {
-      execFileSync('mount', ['-t', 'tmpfs', '-o', 'size=96m,mode=0777', 'tmpfs', small]);
+      await run('mount', ['-t', 'tmpfs', '-o', 'size=96m,mode=0777', 'tmpfs', small]);
     }
     // Before the directory of the cluster is removed.
     await using _unmounted = {
       async [Symbol.asyncDispose]() {
         await cluster.stop('immediate');
-        if (isRoot) execFileSync('umount', [small]);
+        if (isRoot) await run('umount', [small]);
       },
     };
     const moved = join(small, 'wal');
     await mkdir(moved);
-    execFileSync('cp', ['--archive', `${join(cluster.dataDir, 'pg_wal')}/.`, moved]);
+    await run('cp', ['--archive', `${join(cluster.dataDir, 'pg_wal')}/.`, moved]);
     await rename(join(cluster.dataDir, 'pg_wal'), join(cluster.scratch, 'former pg_wal'));
     await symlink(moved, join(cluster.dataDir, 'pg_wal'));
     await giveToServer(moved);

@@ -54,8 +54,7 @@ export async function seeServer(url: string, options: SeeServerOptions): Promise
   };
 }
 
-/** Whether a replication session can be opened. */
-export async function tryReplication(
+async function tryReplication(
   url: string,
   options: { signal: AbortSignal; applicationName: string },
 ): Promise<SeenServer['replication']> {
