@@ -108,7 +108,14 @@ export function createWorld(seed: number): World {
     }
     // Where a timeline began, its parent's copy of the segment matters.
     const firstOwn = timeline.segments.get(begin / SIZE);
-    if (parent !== undefined && firstOwn !== undefined && random() < 0.3) firstOwn.fate = 'header-deleted';
+    if (parent !== undefined && firstOwn !== undefined && random() < 0.3) {
+      firstOwn.fate = 'header-deleted';
+      const copy = parent.segments.get(begin / SIZE);
+      if (copy !== undefined && begin % SIZE < SIZE - 64n && random() < 0.4) {
+        copy.fate = random() < 0.5 ? 'minimal' : 'damaged';
+        copy.at = begin + 16n;
+      }
+    }
     if (end % SIZE !== 0n && random() < 0.6) {
       const own = end - (end / SIZE) * SIZE;
       timeline.tail = {
@@ -117,6 +124,8 @@ export function createWorld(seed: number): World {
           random() < 0.7 ? end : (end / SIZE) * SIZE + 1n + BigInt(Math.floor(random() * Number(own - 1n))),
       };
     }
+    // A server sends a timeline's first segment only from where it has more than its parent's.
+    if (timeline.tail?.segment === begin / SIZE && timeline.tail.end < begin) timeline.tail.end = end;
     // What is shorter than a page header holds no WAL.
     if (timeline.tail !== undefined && timeline.tail.end % SIZE < 40n) timeline.tail = undefined;
     timelines.set(id, timeline);

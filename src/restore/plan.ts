@@ -181,7 +181,15 @@ export async function branchesOf(
   archive: WalArchive,
   candidates: readonly Candidate[],
 ): Promise<TimelineId[]> {
-  const reach = await exactReach(archive);
+  const archived = await exactReach(archive);
+  const reach = (timeline: TimelineId): Lsn | undefined => {
+    // A backup proves that its timeline went on, also where the WAL it was made from is damaged.
+    const stops = candidates.flatMap((one) => (one.timeline === timeline ? one.stop : []));
+    return stops.reduce<Lsn | undefined>(
+      (end, stop) => (end === undefined || stop > end ? stop : end),
+      archived(timeline),
+    );
+  };
   return branchTips(archive.tree, reach).filter((tip) => leadsAnywhere(archive, tip, candidates));
 }
 
