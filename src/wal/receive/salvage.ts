@@ -11,6 +11,7 @@ import { readWalHeader, storeWalFile } from '../../repository/wal-file.ts';
 import { findTailChain, prepareTail, storeTail, TAIL_PIECE_BYTES } from '../../repository/wal-tail.ts';
 import { openWalSource } from '../wal-source.ts';
 import type { SegmentSpool } from './segment-spool.ts';
+import { assertSameBytes, dropTails } from './tail-writer.ts';
 
 export interface SalvageOptions {
   spool: SegmentSpool;
@@ -32,7 +33,7 @@ interface SoundPart {
 
 /**
  * Stores what a receiver that was killed had received and not yet stored: its server may never come back. What is stored
- * already, or belongs to another cluster, is left out. Removes nothing; may be repeated.
+ * already, contradicts what is stored, or belongs to another cluster, is left out. Removes nothing; may be repeated.
  */
 export async function salvageSpool(options: SalvageOptions): Promise<void> {
   for (const { name, path } of await options.spool.leftOver()) {
@@ -41,16 +42,36 @@ export async function salvageSpool(options: SalvageOptions): Promise<void> {
       const sound = await soundPart(handle, name, options.identity);
       if (sound === undefined) return;
       for (const repository of options.required) {
+        if (!(await isSame(repository, handle, name, sound, options))) continue;
         const stored = sound.isWhole
           ? await storeWhole(repository, path, name, options)
           : await storeBeginning(repository, handle, name, sound, options);
         if (stored > 0) options.salvaged(name, stored);
+        if (sound.isWhole) await dropTails(repository, options.identity, name, options.signal);
       }
       // What follows on a hole could not be restored.
       if (!sound.isWhole) return;
     } finally {
       await handle.close();
     }
+  }
+}
+
+/** Whether what is stored of the segment is the beginning of this file: two servers may have written it. */
+async function isSame(
+  repository: Repository,
+  handle: FileHandle,
+  name: WalSegmentName,
+  { sizeBytes }: SoundPart,
+  { identity, signal }: SalvageOptions,
+): Promise<boolean> {
+  const file = { read: async (from: number, to: number) => readPart(handle, from, to) };
+  try {
+    await assertSameBytes(repository, identity, name, file, sizeBytes, signal);
+    return true;
+  } catch (error) {
+    if (error instanceof HoldfastError && error.code === 'wal-conflict') return false;
+    throw error;
   }
 }
 

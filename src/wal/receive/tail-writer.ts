@@ -114,7 +114,7 @@ export async function assertSameBytes(
   repository: Repository,
   identity: ClusterIdentity,
   segment: WalSegmentName,
-  file: SpoolFile,
+  file: Pick<SpoolFile, 'read'>,
   end: number,
   signal: AbortSignal,
 ): Promise<void> {
@@ -158,7 +158,7 @@ async function proveTails(
   repository: Repository,
   segment: WalSegmentName,
   tails: readonly WalTail[],
-  file: SpoolFile,
+  file: Pick<SpoolFile, 'read'>,
   end: number,
 ): Promise<WalTail[]> {
   for (const tail of tails) {
