@@ -146,8 +146,11 @@ export class Publisher {
     if (segment.start === this.#begin) await this.#compareTails(segment);
     const content = segment.content();
     const wal = { ...summary };
-    if (content === undefined) await this.#storeFile(file.path, name, wal, previous);
-    else await this.#storeContent({ ...content, modifiedAt: this.#options.clock.now(), wal }, previous);
+    if (content === undefined) {
+      // Not from a file whose earlier part could not be written.
+      await file.sync();
+      await this.#storeFile(file.path, name, wal, previous);
+    } else await this.#storeContent({ ...content, modifiedAt: this.#options.clock.now(), wal }, previous);
     await lastTail;
     await Promise.all(
       this.#options.required.map(async (repository) =>

@@ -324,7 +324,10 @@ class Stream {
         publisher.assertWorking();
         this.#report();
         if (until !== undefined && publisher.flushed >= until) this.#control?.stop();
-        if (synchronous && this.#received > this.#storedUpTo) this.#tailWanted = true;
+        // Without a segment the stream is over, and what is left is stored behind it: nothing here would ever end this.
+        if (synchronous && this.#segment !== undefined && this.#received > this.#storedUpTo) {
+          this.#tailWanted = true;
+        }
       }
     } catch (error) {
       this.#failed?.(error);

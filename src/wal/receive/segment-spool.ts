@@ -15,7 +15,10 @@ export interface SpoolFile {
   readonly sizeBytes: number;
   /** Appends. Blocks the thread for as long as the page cache takes; throws `storage-full` where there is no room. */
   append(bytes: Buffer): void;
-  /** Makes what was appended survive a crash of this machine. A failure is final for this file. */
+  /**
+   * Makes what was appended survive a crash of this machine. A failure is final for this file: the kernel may have dropped
+   * what it could not write, and say that all is well the next time. So every later `sync` and `read` fails as well.
+   */
   sync(): Promise<void>;
   read(from: number, to: number): Promise<Buffer>;
   close(): Promise<void>;
@@ -79,7 +82,9 @@ async function createFile(directory: string, name: WalSegmentName, closed: () =>
   );
   let sizeBytes = 0;
   let syncedBytes = 0;
+  let broken: HoldfastError | undefined;
   const opened = (): FileHandle => {
+    if (broken !== undefined) throw broken;
     if (handle === undefined) throw new HoldfastError('assertion', `${path} is closed`);
     return handle;
   };
@@ -106,13 +111,14 @@ async function createFile(directory: string, name: WalSegmentName, closed: () =>
       sizeBytes += bytes.length;
     },
     async sync() {
-      if (syncedBytes === sizeBytes) return;
+      if (broken === undefined && syncedBytes === sizeBytes) return;
       const reached = sizeBytes;
       try {
         await opened().datasync();
         if (syncedBytes === 0) await syncDirectory(directory);
       } catch (error) {
-        throw spoolError(path, error);
+        broken ??= spoolError(path, error);
+        throw broken;
       }
       syncedBytes = reached;
     },
