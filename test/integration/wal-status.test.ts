@@ -1,7 +1,7 @@
 /** `wal status`, `wal release` and what `check` says of streaming, against real servers and slots. */
 import assert from 'node:assert/strict';
 import { execFile } from 'node:child_process';
-import { mkdir, rename, symlink, writeFile } from 'node:fs/promises';
+import { mkdir, readdir, rename, symlink, utimes, writeFile } from 'node:fs/promises';
 import { hostname } from 'node:os';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
@@ -365,6 +365,48 @@ describe('wal status', { concurrency: true }, () => {
     assert.match((await place.holdfast('wal', 'status', 'app')).stdout, /behind since 2026-01-01.*no room/);
     await writeReceiverStatus(place.stateDirectory, { ...said, host: 'elsewhere' });
     assert.equal((await status(place)).seen.receiver?.alive, false);
+  });
+
+  test('wal status finds an archive command that fails, counted by PostgreSQL or not', async (t) => {
+    await using cluster = await createCluster({ segmentSizeMb: 1, settings: { archive_mode: 'on' } });
+    const place = await lab(t, cluster, 'push');
+    const archiveWith = async (command: string): Promise<void> => {
+      await cluster.sql(`ALTER SYSTEM SET archive_command = '${command} # wal push'`);
+      await cluster.sql('SELECT pg_reload_conf()');
+    };
+    const counted = async (): Promise<number> => {
+      const [row] = await cluster.sql<{ count: string }>(
+        'SELECT failed_count AS count FROM pg_stat_archiver',
+      );
+      return Number(row?.count);
+    };
+    const statusFiles = join(cluster.dataDir, 'pg_wal', 'archive_status');
+    await archiveWith('kill -9 $$');
+    await write(cluster, 1);
+    const ready = (await readdir(statusFiles)).filter((name) => name.endsWith('.ready'));
+    assert.equal(ready.length, 1);
+    // It has been waiting for ten minutes, for all that anybody can tell.
+    const before = new Date(Date.now() - 600_000);
+    for (const name of ready) await utimes(join(statusFiles, name), before, before);
+    for (const command of ['kill -9 $$', 'exit 126', 'exit 255', 'sleep 60']) {
+      await archiveWith(command);
+      const hidden = await status(place);
+      assert.equal(await counted(), 0, command);
+      assert.equal(hidden.exit, 3, command);
+      const found = failures(hidden.seen).filter((text) => /waits to be archived for 10 min/.test(text));
+      assert.equal(found.length, 1, `${command}: ${hidden.stdout}`);
+    }
+    // A new archiver: the old one still waits for the last command.
+    await archiveWith('exit 1');
+    await cluster.stop('immediate');
+    await cluster.start();
+    await until(async () => (await counted()) > 0);
+    const open = await status(place);
+    assert.equal(
+      failures(open.seen).filter((text) => /archiving of .* fails/.test(text)).length,
+      1,
+      open.stdout,
+    );
   });
 
   test('wal status measures the disk pg_wal really lies on, and says when it is full', async (t) => {
