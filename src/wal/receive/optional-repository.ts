@@ -43,8 +43,12 @@ export function followRequired(options: OptionalRepositoryOptions): OptionalRepo
   const idle = async (): Promise<void> => {
     if (awake || signal.aborted) return;
     await new Promise<void>((resolve) => {
-      wakeUp = resolve;
-      signal.addEventListener('abort', () => resolve(), { once: true });
+      wakeUp = () => {
+        signal.removeEventListener('abort', resume);
+        resolve();
+      };
+      const resume = wakeUp;
+      signal.addEventListener('abort', resume, { once: true });
     });
   };
   const run = async (): Promise<void> => {
@@ -65,10 +69,11 @@ export function followRequired(options: OptionalRepositoryOptions): OptionalRepo
           },
           signal,
         });
-        const [first] = failed;
-        if (first !== undefined) throw first.error;
         await copyTails(options.from, repository, options.identity, signal);
         await dropOldTails(options.from, repository, options.identity, signal);
+        // Everything else has been copied all the same.
+        const [first] = failed;
+        if (first !== undefined) throw first.error;
         if (behind) {
           await clearBehind(options.stateDirectory, options.identity.systemIdentifier, options.name);
           options.problem(undefined);
