@@ -8,8 +8,8 @@ export const check: CommandSpec = {
   group: 'Set up',
   summary: 'prove the setup end to end, each finding with its fix',
   details: `Looks at the configuration, every repository (an object is written, listed, read and deleted), every server
-(connection, rights, version, replication, clock) and whether the WAL a primary archived last has really
-arrived. Changes nothing. Ends with 0, or with 3 where something failed; warnings do not count.`,
+(connection, rights, version, replication, clock), what brings the WAL (slot and receiver, or archiver), how old the
+recovery point is, gaps, and the disk under pg_wal. Changes nothing. Ends with 0, or with 3 where something failed; warnings do not count.`,
   arguments: [{ name: 'cluster', summary: 'only this cluster', optional: true }],
   options: [],
   examples: [
