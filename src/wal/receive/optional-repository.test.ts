@@ -212,7 +212,7 @@ void describe('followRequired()', () => {
     bench.follower.wake('x');
     await reaches(bench, ['03', '05', '06-7000']);
     await until(() => bench.problems.includes('object-damaged'));
-    assert.equal((await readBehind(bench.stateDirectory, IDENTITY.systemIdentifier)).length, 1);
+    await until(async () => (await readBehind(bench.stateDirectory, IDENTITY.systemIdentifier)).length === 1);
   });
 
   void it('followRequired() may be woken any number of times, and holds nothing for it', async () => {
