@@ -39,7 +39,7 @@ export interface ReachedRange extends Reach {
 }
 
 /** Follows the WAL behind a backup. Undefined where not even what makes it consistent is there. Pure. */
-export function reachOf(wal: ReplayableWal, path: TimelinePath, candidate: Candidate): Reach | undefined {
+function reachOf(wal: ReplayableWal, path: TimelinePath, candidate: Candidate): Reach | undefined {
   const { segmentSize, ranges, tails } = wal;
   const coverage = coverageOf(path, segmentOfLsn(candidate.start, segmentSize), ranges, segmentSize, tails);
   const last = lastCovered(coverage);

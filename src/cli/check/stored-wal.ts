@@ -1,17 +1,14 @@
 import { errorText, HoldfastError } from '../../errors.ts';
 import type { Lsn } from '../../postgres/lsn.ts';
-import { type TimelineId, timelineOf } from '../../postgres/timeline.ts';
+import type { TimelineId } from '../../postgres/timeline.ts';
 import { walSegmentName } from '../../postgres/wal-segment.ts';
 import { listBackups, listClusters } from '../../repository/catalog.ts';
 import type { ClusterIdentity } from '../../repository/layout.ts';
 import type { Repository } from '../../repository/repository.ts';
-import { readWalHighWater } from '../../repository/wal-high-water.ts';
-import { accountArchive } from '../../restore/account-archive.ts';
 import type { PresentEnd } from '../../restore/accounting.ts';
-import { createDigestCache } from '../../restore/digest-cache.ts';
 import type { GapCause } from '../../restore/gap-causes.ts';
-import { readWalArchive } from '../../restore/wal-archive.ts';
 import { findNewestWal, type FindNewestWalOptions, type NewestWal } from '../../wal/stored-end.ts';
+import { accountRepository } from '../window/account-cluster.ts';
 
 /** WAL that is missing between other WAL, or cannot be recovered. */
 export interface WalGap {
@@ -107,13 +104,9 @@ export async function seeAccount(
   identity: ClusterIdentity,
   { segmentSize, stateDirectory, signal }: SeeAccountOptions,
 ): Promise<WalAccount> {
-  const highWater = await readWalHighWater(stateDirectory, identity.systemIdentifier);
   const { backups } = await listBackups(repository, identity, signal);
-  const timelines = backups.map(({ timeline }) => timelineOf(timeline));
-  const archive = await readWalArchive(repository, identity, segmentSize, timelines, signal);
-  const { account } = await accountArchive(archive, backups, {
-    cache: createDigestCache(stateDirectory, repository, identity),
-    highWater,
+  const { account } = await accountRepository(repository, identity, segmentSize, backups, {
+    stateDirectory,
     now: () => new Date(),
     signal,
   });
