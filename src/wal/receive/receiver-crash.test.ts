@@ -15,11 +15,18 @@ import { HoldfastError } from '../../errors.ts';
 import { formatLsn, type Lsn, lsnOf } from '../../postgres/lsn.ts';
 import type { ReplicationConnection } from '../../postgres/replication.ts';
 import { parseTimelineHistory, type TimelineId, timelineOf } from '../../postgres/timeline.ts';
-import { segmentStart, type WalSegmentName, walSegmentName } from '../../postgres/wal-segment.ts';
+import {
+  parseWalSegmentName,
+  segmentStart,
+  type WalSegmentName,
+  walSegmentName,
+} from '../../postgres/wal-segment.ts';
 import type { ClusterIdentity } from '../../repository/layout.ts';
 import type { Repository } from '../../repository/repository.ts';
 import { readWalHeader, readWholeWalFile } from '../../repository/wal-file.ts';
-import { findTailChain, readTailChain } from '../../repository/wal-tail.ts';
+import { listWal } from '../../repository/wal-listing.ts';
+import { findTailChain, listTails, readTailChain } from '../../repository/wal-tail.ts';
+import type { Storage } from '../../storage/storage.ts';
 import { Publisher } from './publisher.ts';
 import { receiveOnce } from './receive-session.ts';
 import { openSegmentSpool } from './segment-spool.ts';
@@ -39,10 +46,10 @@ interface Branch {
   end: Lsn;
 }
 
-/** The WAL of a primary that was promoted in the middle of its second segment, and went on to the middle of the third. */
+/** The WAL of a primary that was promoted in its third segment, and went on into the fourth. */
 function makeHistory(): { branches: Map<number, Branch>; switchPoint: Lsn } {
   const parent = new WalWriter({ start: lsnOf(SIZE), segmentSize: SEGMENT_SIZE });
-  const child = new WalWriter({ start: lsnOf(2n * SIZE), segmentSize: SEGMENT_SIZE });
+  const child = new WalWriter({ start: lsnOf(3n * SIZE), segmentSize: SEGMENT_SIZE });
   const random = seededRandom(7);
   const fill = (writer: WalWriter, until: Lsn, firstXid: number): void => {
     for (let xid = firstXid; writer.end < until; xid += 1) {
@@ -55,13 +62,13 @@ function makeHistory(): { branches: Map<number, Branch>; switchPoint: Lsn } {
       writer.commit(xid, 1_800_000_000_000_000n + BigInt(xid));
     }
   };
-  fill(parent, lsnOf(2n * SIZE + 400_000n), 100);
-  fill(child, lsnOf(3n * SIZE + 200_000n), 1000);
+  fill(parent, lsnOf(3n * SIZE + 300_000n), 100);
+  fill(child, lsnOf(4n * SIZE + 200_000n), 1000);
   const switchPoint = parent.end;
   const childBytes = child.bytes();
   // The child's first file begins with the parent's bytes. Its records behind the switch are of no interest here.
   const parentBytes = parent.bytes();
-  parentBytes.copy(childBytes, 0, SEGMENT_SIZE, SEGMENT_SIZE + Number(switchPoint - 2n * SIZE));
+  parentBytes.copy(childBytes, 0, 2 * SEGMENT_SIZE, Number(switchPoint - SIZE));
   return {
     switchPoint,
     branches: new Map([
@@ -205,18 +212,53 @@ async function stored(repository: Repository, timeline: TimelineId): Promise<Buf
   }
 }
 
-/** What was reported as flushed is there, and nothing else than what the server sent. */
+/** A store that takes its time for the first segment, so that what follows it could get there before. */
+function slowAtFirst(storage: Storage): Storage {
+  return {
+    description: storage.description,
+    features: storage.features,
+    async put(key, source, options) {
+      if (key.includes(walSegmentName(timelineOf(1), 1n, SEGMENT_SIZE))) {
+        await new Promise((resolve) => setTimeout(resolve, 15));
+      }
+      return storage.put(key, source, options);
+    },
+    get: (key, options) => storage.get(key, options),
+    head: async (key, options) => storage.head(key, options),
+    list: (prefix, options) => storage.list(prefix, options),
+    delete: async (key, options) => storage.delete(key, options),
+    confirm: async (key) => storage.confirm(key),
+  };
+}
+
+/** What was reported as flushed is there, nothing else than what the server sent, and nothing behind a hole. */
 async function assertKept(server: ForgetfulServer, repository: Repository): Promise<void> {
   for (const timeline of [timelineOf(1), timelineOf(2)]) {
     const { bytes, start } = branchOf(timeline);
     const kept = await stored(repository, timeline);
+    const found = new Set<bigint>();
+    for await (const entry of listWal(repository, IDENTITY, { timeline })) {
+      if (entry.kind === 'segment') found.add(parseWalSegmentName(entry.name, SEGMENT_SIZE).segmentNumber);
+    }
+    for await (const tail of listTails(repository, IDENTITY, { timeline })) {
+      found.add(parseWalSegmentName(tail.segment, SEGMENT_SIZE).segmentNumber);
+    }
+    for (const segment of found) {
+      assert.ok(
+        segment * SIZE < start + BigInt(kept.length),
+        `timeline ${timeline}: ${segment} lies behind a hole`,
+      );
+    }
+    if (timeline > 1 && found.size > 0) {
+      assert.ok(await readWalHeader(repository, IDENTITY, '00000002.history'), 'wal without its history');
+    }
     assert.ok(
       kept.equals(bytes.subarray(0, kept.length)),
       `timeline ${timeline}: other bytes than the server's`,
     );
     const flushed = server.flushed.get(timeline) ?? start;
     // Of a timeline that was left, what counts in the segment of the switch is the child's.
-    const wanted = timeline === 1 && server.flushed.has(2) ? segmentStart(2n, SEGMENT_SIZE) : flushed;
+    const wanted = timeline === 1 && server.flushed.has(2) ? segmentStart(3n, SEGMENT_SIZE) : flushed;
     assert.ok(
       start + BigInt(kept.length) >= wanted,
       `timeline ${timeline}: ${formatLsn(flushed)} was flushed, ${formatLsn(lsnOf(start + BigInt(kept.length)))} is stored`,
@@ -247,7 +289,7 @@ test('receiveOnce() that dies or meets an error at every operation: what it repo
       return storage;
     },
     scenario: async (storage) =>
-      receive(server, await openTestRepository(storage), join(directory, String(round))),
+      receive(server, await openTestRepository(slowAtFirst(storage)), join(directory, String(round))),
     invariant: async (inner, { acknowledged }) => {
       inner.crash();
       const repository = await openTestRepository(inner);
