@@ -1,6 +1,7 @@
 import { isatty } from 'node:tty';
 
 import { HoldfastError } from '../errors.ts';
+import { endProcess, writeThrough } from './end-process.ts';
 import { exitStatus } from './exit.ts';
 import { formatError } from './report-error.ts';
 import type { Sink } from './output.ts';
@@ -33,7 +34,7 @@ for (const signal of ['SIGINT', 'SIGTERM', 'SIGHUP'] as const) {
   });
 }
 // The reader of a pipe went away (`holdfast list | head`): there is nobody left to tell.
-process.stdout.on('error', () => process.exit(0));
+process.stdout.on('error', () => endProcess(0));
 process.on('uncaughtException', (error) => void fail(error));
 process.on('unhandledRejection', (error) => void fail(error));
 
@@ -41,26 +42,27 @@ try {
   if (wal === undefined) {
     const { runProgram } = await import('./program.ts');
     await runProgram(words, world);
-    process.exit(0);
+    endProcess(0);
   }
   const { runWalProgram } = await import('./wal-program.ts');
-  process.exit(await runWalProgram(wal, rest, world));
+  endProcess(await runWalProgram(wal, rest, world));
 } catch (error) {
   await fail(error);
 }
 
-/** Output to files and pipes is synchronous on Linux, so leaving at once cuts nothing off. */
+/** Whatever was said is out: streams are made to write through. */
 async function fail(error: unknown): Promise<never> {
   if (wal === undefined) {
     const style = { json: words.includes('--json'), verbose: words.includes('--verbose') };
     world.stderr.write(formatError(error, style));
-    process.exit(exitStatus(error));
+    endProcess(exitStatus(error));
   }
   const { walFailure } = await import('./wal-program.ts');
-  process.exit(walFailure(wal, error, rest, world));
+  endProcess(walFailure(wal, error, rest, world));
 }
 
 function sink(stream: NodeJS.WriteStream & { fd: number }): Sink {
+  writeThrough(stream);
   return {
     write: (text) => void stream.write(text),
     isTerminal: isatty(stream.fd),
