@@ -2,7 +2,8 @@
  * `node bench/wal-loss.ts`: what is lost when a primary and its receiver are killed together (kill -9) at a random moment
  * under pgbench's load, again and again. The age of the recovery point is the time of the kill minus the time of the last
  * commit that the repository holds, found by decoding the WAL in it; a few times a real restore has to agree. Whatever had
- * been reported as flushed must be there. Prints one JSON object. Needs PostgreSQL 15 and a build (`npm run build`). In
+ * been reported as flushed must be there. Every other time the load is held to 100 transactions a second: segments then
+ * take minutes, and it is the tails that count. Prints one JSON object. Needs PostgreSQL 15 and a build (`npm run build`). In
  * the environment:
  *
  * - HOLDFAST_BENCH_TRIALS: kills (60)
@@ -42,6 +43,8 @@ const SETTINGS = {
 /** Between the moment at which everything runs and the kill: two intervals of tails. */
 const LEAST_MS = 1000;
 const MOST_MS = 11_000;
+/** Transactions a second of the load that is held. */
+const HELD_TO = 100;
 const SAMPLE_EVERY_MS = 50;
 const GOALS = { p50Seconds: 4, p99Seconds: 10, lostReported: 0 };
 
@@ -57,6 +60,7 @@ interface Sample {
 }
 
 interface Trial {
+  load: 'full' | 'held';
   ranMs: number;
   ageMs: number;
   storedLsn: string;
@@ -91,20 +95,25 @@ async function measureAll(lab: Lab): Promise<object> {
     const isRestored =
       restores > 0 &&
       Math.floor((number * restores) / trials) > Math.floor(((number - 1) * restores) / trials);
-    const trial = await runTrial(bench, isRestored);
+    const trial = await runTrial(bench, number % 2 === 0 ? 'held' : 'full', isRestored);
     results.push(trial);
     lab.say(
-      `${number}: killed after ${(trial.ranMs / 1000).toFixed(1)} s, last commit ${(trial.ageMs / 1000).toFixed(2)} s old` +
+      `${number}: ${trial.load} load, killed after ${(trial.ranMs / 1000).toFixed(1)} s, last commit ${(trial.ageMs / 1000).toFixed(2)} s old` +
         (trial.lostReportedBytes > 0 ? `, ${trial.lostReportedBytes} BYTES REPORTED AND LOST` : '') +
         (trial.restored === undefined ? '' : `, restored: ${JSON.stringify(trial.restored)}`),
     );
   }
-  const ages = results.map(({ ageMs }) => ageMs / 1000);
+  const agesOf = (some: readonly Trial[]): object => {
+    const ages = some.map(({ ageMs }) => ageMs / 1000);
+    return { p50: percentile(ages, 0.5), p99: percentile(ages, 0.99), max: Math.max(...ages) };
+  };
   return {
     what: `${trials} kills of primary and receiver under pgbench's load, tailInterval 5s`,
     machine,
     postgresql: lab.binaries.version,
-    ageSeconds: { p50: percentile(ages, 0.5), p99: percentile(ages, 0.99), max: Math.max(...ages) },
+    ageSeconds: agesOf(results),
+    ageSecondsFullLoad: agesOf(results.filter(({ load }) => load === 'full')),
+    ageSecondsHeldLoad: agesOf(results.filter(({ load }) => load === 'held')),
     lostReported: results.filter(({ lostReportedBytes }) => lostReportedBytes > 0).length,
     restores: results.filter(({ restored }) => restored !== undefined).length,
     restoresWrong: results.filter(
@@ -168,13 +177,21 @@ state: '${stateDirectory}'
   return { ...bench, repository, identity: { cluster: CLUSTER, systemIdentifier: row?.id ?? '' } };
 }
 
-async function runTrial(bench: Bench, isRestored: boolean): Promise<Trial> {
+async function runTrial(bench: Bench, rate: Trial['load'], isRestored: boolean): Promise<Trial> {
   const { lab } = bench;
   const instance = await start(bench);
   const url = instance.url({ database: 'postgres' });
   const receiver = startReceiver(bench);
   const load = [
-    startLoad(bench, ['-c', '4', '-j', '2', '-b', 'tpcb-like']),
+    startLoad(bench, [
+      '-c',
+      '4',
+      '-j',
+      '2',
+      '-b',
+      'tpcb-like',
+      ...(rate === 'full' ? [] : ['-R', `${HELD_TO}`]),
+    ]),
     startLoad(bench, ['-c', '1', '-f', await marksScript(bench)]),
   ];
   const samples: Sample[] = [];
@@ -193,6 +210,7 @@ async function runTrial(bench: Bench, isRestored: boolean): Promise<Trial> {
     if (typeof status?.flushedLsn === 'string') told.push(parseLsn(status.flushedLsn));
     const reported = told.reduce((most, lsn) => (lsn > most ? lsn : most), lsnOf(0n));
     const trial: Trial = {
+      load: rate,
       ranMs,
       ageMs: killedAtMs - Number(stored.commitTime) / 1000,
       storedLsn: formatLsn(stored.lsn),
