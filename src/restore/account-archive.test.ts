@@ -5,6 +5,7 @@ import { join } from 'node:path';
 import { test } from 'node:test';
 
 import { type World, recordsOf, storeWorld } from '../../test/accounting-lab.ts';
+import { testRepository, withIdentity } from '../../test/harness/backup.ts';
 import { IDENTITY, archiveOf, createRestoreLab, storeSegments } from '../../test/restore-lab.ts';
 import { Life, plan } from '../../test/restore-life.ts';
 import { SEGMENT_SIZE, openTestRepository } from '../../test/wal-lab.ts';
@@ -204,4 +205,29 @@ test('judgePresent() and filledBy() see what another repository makes good', asy
   const behind = await account(old);
   assert.equal(behind.account.present?.state, 'reachable');
   assert.equal(judgePresent([holed, behind])?.state, 'gap');
+});
+
+test('accountArchive() on a host without a key follows the backups of a timeline, and cries no wolf where there are none', async () => {
+  const forked = world();
+  const begin = 9n * SIZE + 4096n;
+  const segments = new Map([9n, 10n].map((segment) => [segment, { fate: 'whole' as const, at: 0n }]));
+  forked.timelines.set(2, {
+    id: 2,
+    parent: 1,
+    begin,
+    end: 11n * SIZE,
+    segments,
+    tail: undefined,
+    historyMissing: false,
+  });
+  const repository = await testRepository({ seal: 'age-write-only' });
+  await storeWorld(repository, forked, 'before');
+  const stateOf = async (on: Repository): Promise<unknown[]> =>
+    told(await account(on, {}, recordsOf(forked)));
+  assert.deepEqual(await stateOf(repository), ['unknown']);
+  assert.deepEqual(await stateOf(await withIdentity(repository)), ['reachable']);
+  forked.backups.push({ id: 'b1', timeline: 2, start: 10n * SIZE + 64n, stop: 10n * SIZE + 4096n });
+  assert.deepEqual(await stateOf(repository), ['reachable']);
+  await deleteHeader(repository, 5n);
+  assert.deepEqual(await stateOf(repository), ['reachable', [5n, 5n, 'deleted', false]]);
 });

@@ -10,6 +10,7 @@ import type { DigestCache } from './digest-cache.ts';
 import type { Instant } from './instant.ts';
 import type { ReachedRange } from './path-reach.ts';
 import { branchesOf } from './plan.ts';
+import { sealedHistories, withoutOrigin } from './sealed-histories.ts';
 import type { TimelinePath } from './timelines.ts';
 import { type WalArchive, segmentTails } from './wal-archive.ts';
 import { type WalAudit, auditWal } from './wal-audit.ts';
@@ -59,11 +60,13 @@ const LOOK = 4096;
  * Takes unusable segments out of the archive. Opens no WAL and needs no key, but for history files.
  */
 export async function accountArchive(
-  archive: WalArchive,
+  opened: WalArchive,
   backups: readonly BackupRecord[],
   options: AccountOptions,
 ): Promise<ArchiveAccount> {
   const { highWater, signal } = options;
+  const sealed = await sealedHistories(opened, signal);
+  const archive = { ...opened, tree: withoutOrigin(opened.tree, sealed) };
   const audit = await auditWal(archive, options);
   const notes: WalGapNote[] = await Array.fromAsync(
     listGapNotes(archive.repository, archive.identity, signal),
@@ -73,6 +76,7 @@ export async function accountArchive(
   const account = planAccount({
     segmentSize: archive.segmentSize,
     tree: archive.tree,
+    sealed,
     ranges: (timeline) => archive.ranges(timeline),
     tails: (timeline) => tails.get(timeline) ?? [],
     breaks: audit.breaks,

@@ -48,7 +48,7 @@ export function judgePresent(accounts: readonly ArchiveAccount[]): PresentVerdic
     (lsn === undefined ||
       (present.lsn !== undefined && lsn - present.lsn <= IN_STEP * BigInt(archive.segmentSize)));
   const repositories = accounts.filter(inStep).map(({ archive }) => archive.repository.name);
-  const order: readonly PresentEnd['state'][] = ['gap', 'orphan', 'no-backup'];
+  const order: readonly PresentEnd['state'][] = ['gap', 'orphan', 'no-backup', 'unknown'];
   const state =
     repositories.length > 0
       ? 'reachable'

@@ -13,6 +13,8 @@ import type { WalFault } from './wal-audit.ts';
 /** Everything that accounting goes by: one history in one repository. */
 export interface AccountInput extends ReplayableWal {
   tree: TimelineTree;
+  /** Timelines whose history file this host cannot read: in the tree they begin by themselves. */
+  sealed: ReadonlySet<TimelineId>;
   candidates: readonly Candidate[];
   /** The branches that a restore may follow. */
   tips: readonly TimelineId[];
@@ -44,6 +46,8 @@ export interface AccountTimeline {
   /** Undefined for the first one, and for one whose history file is missing (`orphan`). */
   parent: { timeline: TimelineId; at: Lsn } | undefined;
   orphan: boolean;
+  /** Its history file is there, and this host has no key for it. */
+  sealed: boolean;
   /** From its first segment that is there to the end of what is known of it; undefined where there is nothing. */
   stored: { from: Lsn; to: Lsn } | undefined;
 }
@@ -60,7 +64,9 @@ export interface PresentEnd {
     /** The history file of its timeline is missing. */
     | 'orphan'
     /** No backup leads to its timeline at all. */
-    | 'no-backup';
+    | 'no-backup'
+    /** The history file of its timeline cannot be read without a key, and no backup was taken on it. */
+    | 'unknown';
   /** The stretch that reaches furthest along its path. */
   range: ReachedRange | undefined;
 }
@@ -158,6 +164,7 @@ class Sight {
       parent:
         parent === undefined || own === undefined ? undefined : { timeline: parent.timeline, at: own.begin },
       orphan: path === undefined,
+      sealed: this.#input.sealed.has(timeline),
       stored:
         first === undefined || end === undefined
           ? undefined
@@ -336,7 +343,9 @@ function presentEnd(input: AccountInput, sight: Sight): PresentEnd | undefined {
     (best, one) => (best === undefined || one.bound >= best.bound ? one : best),
     undefined,
   );
-  if (range === undefined) return { timeline, lsn: end, state: 'no-backup', range };
+  if (range === undefined) {
+    return { timeline, lsn: end, state: input.sealed.has(timeline) ? 'unknown' : 'no-backup', range };
+  }
   // Of a timeline that has just begun nothing may be there yet.
   const wanted = end ?? segmentStart(segmentOfLsn(begin, input.segmentSize), input.segmentSize);
   const reached = range.cut === undefined && range.bound >= wanted;
@@ -344,7 +353,8 @@ function presentEnd(input: AccountInput, sight: Sight): PresentEnd | undefined {
 }
 
 function isBlocking(gap: BareGap, present: PresentEnd | undefined, path: TimelinePath | undefined): boolean {
-  if (present === undefined || present.state === 'reachable' || path === undefined) return false;
+  if (present === undefined || path === undefined) return false;
+  if (present.state === 'reachable' || present.state === 'unknown') return false;
   const part = path.find(({ timeline }) => timeline === gap.timeline);
   if (part === undefined || (part.end !== undefined && gap.fromLsn >= part.end)) return false;
   return present.range === undefined || gap.toLsn > present.range.bound;

@@ -57,7 +57,7 @@ async function run({ arguments: [name = ''], options, context }: Invocation): Pr
 
 /** The error a window ends with where the present is out of reach. */
 function presentFailure({ cluster, present, repositories }: WindowJson): HoldfastError | undefined {
-  if (present === null || present.state === 'reachable') return undefined;
+  if (present === null || present.state === 'reachable' || present.state === 'unknown') return undefined;
   const context = { cluster, timeline: present.timeline, state: present.state };
   const blocking = repositories.flatMap(({ gaps }) => gaps.filter((gap) => gap.blocking));
   if (present.state === 'orphan') {

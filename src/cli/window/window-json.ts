@@ -56,6 +56,8 @@ export interface TimelineJson {
   switchLsn: string | null;
   /** Its history file is missing, so that nobody knows where it came from. */
   orphan: boolean;
+  /** Its history file is there, and this host has no key for it. */
+  sealed: boolean;
   from: string | null;
   to: string | null;
 }
@@ -156,11 +158,12 @@ function repositoryJson(
       ranges: ranges.map((range) => rangeJson(range, found)),
     })),
     gaps: account.gaps.map((gap) => gapJson(cluster, gap, found, accounts)),
-    timelines: account.timelines.map(({ timeline, parent, orphan, stored }) => ({
+    timelines: account.timelines.map(({ timeline, parent, orphan, sealed, stored }) => ({
       timeline,
       parent: parent?.timeline ?? null,
       switchLsn: parent === undefined ? null : formatLsn(parent.at),
       orphan,
+      sealed,
       from: stored === undefined ? null : formatLsn(stored.from),
       to: stored === undefined ? null : formatLsn(stored.to),
     })),

@@ -15,6 +15,11 @@ function summaryText({ cluster, present }: WindowJson): string {
     lines.push(
       `Cluster ${cluster} can be restored up to the newest WAL that is stored (${present.repositories.join(', ')}).`,
     );
+  } else if (present.state === 'unknown') {
+    lines.push(
+      `Nobody can tell from here whether cluster ${cluster} can be restored up to now: the history file of timeline ${present.timeline} cannot be read without a key, and no base backup was taken on that timeline.`,
+      `  → ask where the identity is, or take one: holdfast backup base ${cluster}`,
+    );
   } else {
     lines.push(
       `Cluster ${cluster} CANNOT be restored up to now: ${presentProblem(present.state, present.timeline)}.`,
@@ -108,7 +113,9 @@ function treeText(timelines: readonly TimelineJson[]): string[] {
       one.switchLsn === null
         ? one.orphan
           ? '  its history file is missing'
-          : ''
+          : one.sealed
+            ? '  its history file cannot be read without a key'
+            : ''
         : `  from ${one.switchLsn}`;
     const to = one.to === null ? '  nothing stored yet' : `  stored up to ${one.to}`;
     lines.push(`    ${'   '.repeat(depth)}${depth === 0 ? '' : '└─ '}${one.timeline}${where}${to}`);
