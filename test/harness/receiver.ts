@@ -60,17 +60,22 @@ export interface ReceiverLab extends AsyncDisposable {
   readonly roots: Readonly<Record<string, string>>;
   start(options?: ReceiverStart): Promise<ReceiverProcess>;
   repository(name?: string): Promise<Repository>;
+  /** Makes repositories anew where they are not. */
+  initialize(): Promise<void>;
 }
 
 export async function createReceiverLab(options: ReceiverLabOptions): Promise<ReceiverLab> {
   const { repositories = [{ name: 'local' }], tailInterval = '200ms' } = options;
   const directory = await scratchDirectory();
   const roots: Record<string, string> = {};
-  for (const { name, root = join(directory, name) } of repositories) {
-    roots[name] = root;
-    await mkdir(root, { recursive: true });
-    await openTestRepository(createLocalStorage(root), name);
-  }
+  const initialize = async (): Promise<void> => {
+    for (const { name, root = join(directory, name) } of repositories) {
+      roots[name] = root;
+      await mkdir(root, { recursive: true });
+      await openTestRepository(createLocalStorage(root), name);
+    }
+  };
+  await initialize();
   const stateDirectory = join(directory, 'state');
   const launcher = await reachableLauncher();
   let count = 0;
@@ -79,6 +84,7 @@ export async function createReceiverLab(options: ReceiverLabOptions): Promise<Re
     directory,
     stateDirectory,
     roots,
+    initialize,
     async start({ arguments: words = [], stateDirectory: state = stateDirectory, urls = options.urls } = {}) {
       count += 1;
       const config = join(directory, `holdfast-${count}.yaml`);
