@@ -18,7 +18,7 @@ const AHEAD_MAX = 64;
 /** PostgreSQL waits for its own file all the while, so no more are begun after this. */
 const BEGIN_WITHIN_MS = 4000;
 /** Segments held in memory at once, the one asked for included: each costs up to about twice its size. */
-const IN_FLIGHT_BYTES = 64 * 1024 * 1024;
+const IN_FLIGHT_BYTES = 48 * 1024 * 1024;
 const IN_FLIGHT_MAX = 4;
 
 export interface AheadOptions extends PushOptions {

@@ -8,6 +8,7 @@ import { type WalLongHeader, checkWalSegment } from '../postgres/wal-page.ts';
 import { type WalFile, classifyWalFile, isWalSegmentSize } from '../postgres/wal-segment.ts';
 import { compressFrames, piecesOf, WAL_FRAME_BYTES, type WalFrame } from '../repository/wal-frames.ts';
 import { blake3Hex, createBlake3 } from '../stream/hash.ts';
+import { releaseBuffer } from '../stream/release.ts';
 
 /** Files up to this size are held in memory and read once; larger ones are read twice and must not differ. */
 const WHOLE_MAX_BYTES = 32 * 1024 * 1024;
@@ -23,7 +24,7 @@ export interface WalSource extends AsyncDisposable {
   readonly header: WalLongHeader | undefined;
   /** BLAKE3-256 of the content, hexadecimal. Computed once. */
   hash(): Promise<string>;
-  /** The content in order, in buffers of the caller's own. */
+  /** The content in order. The buffers may be read until the source is disposed of. */
   pieces(): AsyncIterable<Buffer>;
   /** Begins to compress, where the content is in memory; `frames()` then finds it done or under way. */
   prepare(): void;
@@ -99,7 +100,10 @@ async function checkSource(path: string, file: WalFile, handle: FileHandle): Pro
     pieces: content.pieces,
     prepare: content.prepare,
     frames: content.frames,
-    [Symbol.asyncDispose]: async () => handle.close(),
+    async [Symbol.asyncDispose]() {
+      content.release();
+      await handle.close();
+    },
   };
 }
 
@@ -114,6 +118,8 @@ interface Reading {
 interface Content extends Pick<WalSource, 'hash' | 'pieces' | 'prepare' | 'frames'> {
   /** The first page at least, or all of a small file. */
   first(): Promise<Buffer>;
+  /** Nobody reads the content any more. */
+  release(): void;
 }
 
 async function wholeContent(reading: Reading): Promise<Content> {
@@ -121,10 +127,17 @@ async function wholeContent(reading: Reading): Promise<Content> {
   await reading.unchanged();
   const hash = blake3Hex(whole);
   let compressed: Promise<WalFrame[]> | undefined;
-  const compress = async (): Promise<WalFrame[]> =>
-    (compressed ??= Array.fromAsync(compressFrames(piecesOf(whole))));
+  const compress = async (): Promise<WalFrame[]> => {
+    if (compressed === undefined && whole.length === 0) {
+      throw new HoldfastError('assertion', `${reading.path} was given back before it was compressed`);
+    }
+    return (compressed ??= Array.fromAsync(compressFrames(piecesOf(whole))));
+  };
+  const free = (): void => releaseBuffer(whole);
   return {
     first: async () => whole,
+    // Other threads may be compressing still.
+    release: () => void (compressed ?? Promise.resolve()).then(free, () => undefined),
     hash: async () => hash,
     async *pieces() {
       yield* piecesOf(whole);
@@ -163,6 +176,7 @@ function streamedContent(reading: Reading): Content {
   }
   return {
     first: async () => readAt(reading, 0, 64 * 1024),
+    release: () => undefined,
     hash,
     pieces,
     prepare: () => undefined,
