@@ -91,7 +91,14 @@ async function run(lab: Lab): Promise<unknown> {
 async function coldCopy(lab: Lab, server: LabServer): Promise<string> {
   const base = await lab.fresh('base');
   await lab.run(join(lab.binaries.directory, 'pg_basebackup'), [
-    ...['-d', server.url, '-D', base, '-X', 'none', '-c', 'fast'],
+    '-d',
+    server.url,
+    '-D',
+    base,
+    '-X',
+    'none',
+    '-c',
+    'fast',
   ]);
   await archiveWith(lab, server, GATHERING['archive_command'] ?? '');
   return base;

@@ -173,6 +173,11 @@ test('writeBackupFiles() with delta writes only what differs and removes what th
   await mkdir(join(data, 'base/2/deep'), { recursive: true });
   await writeFile(join(data, 'base/2/deep/file'), 'x');
   await symlink(outside, join(data, 'base/link'));
+  // Segments fetched ahead for a recovery that was killed together with everything else.
+  const window = join(data, 'pg_wal/holdfast-prefetch/1-2');
+  await mkdir(window, { recursive: true });
+  await writeFile(join(window, `7-000000010000000000000001-${'a'.repeat(64)}`), 'x');
+  await writeFile(join(data, 'pg_wal/holdfast-prefetch/owner'), 'x');
   await chmod(join(data, 'base'), 0o750);
 
   const written = await write({ delta: true });
