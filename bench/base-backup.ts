@@ -8,7 +8,7 @@
  * - HOLDFAST_BENCH_FILES: relations of the cluster with many files (200000; 0 leaves it out)
  * - HOLDFAST_BENCH_BLOCKS: 0 leaves out the sweep of block sizes
  */
-import { writeFile } from 'node:fs/promises';
+import { readFile, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 
 import { sweepBlockSizes } from './block-sizes.ts';
@@ -20,6 +20,7 @@ import { performancePage, type Report, verdictTable } from './page.ts';
 import { pgbench, runRounds } from './rounds.ts';
 import { type Holdfast, holdfastTool, pgbackrestTool } from './tools.ts';
 import { measureWal } from './wal.ts';
+import { walPartOf } from './wal-page.ts';
 
 const DEFAULTS = { scale: 100, repetitions: 3, files: 200_000, blocks: 1 };
 const asked = {
@@ -50,7 +51,8 @@ try {
   say(`done in ${Math.round((performance.now() - startedMs) / 1000)} s`);
   console.log(`\n${verdictTable(report.verdicts)}`);
   if ((Object.keys(DEFAULTS) as (keyof typeof DEFAULTS)[]).every((key) => asked[key] >= DEFAULTS[key])) {
-    await writeFile(join(import.meta.dirname, '..', 'docs', 'performance.md'), performancePage(report));
+    const page = join(import.meta.dirname, '..', 'docs', 'performance.md');
+    await writeFile(page, performancePage(report) + walPartOf(await readFile(page, 'utf8')));
     say('docs/performance.md written');
   } else {
     console.log(performancePage(report));
