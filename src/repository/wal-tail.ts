@@ -17,7 +17,7 @@ import { collect, putSealed } from './sealed-object.ts';
 import { compressProven } from './wal-frames.ts';
 
 /** One tail is one zstd frame, held in memory whole: what may be read at most. */
-export const TAIL_MAX_BYTES = 16 * 1024 * 1024;
+const TAIL_MAX_BYTES = 16 * 1024 * 1024;
 
 /** What is written at most: longer stretches are cut. */
 export const TAIL_PIECE_BYTES = 4 * 1024 * 1024;

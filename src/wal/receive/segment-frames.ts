@@ -3,7 +3,7 @@ import { createBlake3 } from '../../stream/hash.ts';
 import { releaseBuffer } from '../../stream/release.ts';
 
 /** Plain bytes of one frame. */
-export const PIECE_BYTES = 1024 * 1024;
+const PIECE_BYTES = 1024 * 1024;
 
 /** Pieces that are filled or compressed at once, over all segments: what the receiver holds of plain WAL. */
 const PIECES_AT_ONCE = 6;
