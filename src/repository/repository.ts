@@ -56,6 +56,32 @@ export async function openRepository(
   return { name, id: marker.repositoryId, storage, sealer: keys.sealer, opener: keys.opener };
 }
 
+/**
+ * Makes sure that a store still is the repository that was opened, for whoever keeps one open: where its disk was
+ * unmounted, an empty directory takes what is written and loses it. Throws `repository-missing`, `repository-mismatch`.
+ */
+export async function assertSameRepository(
+  { name, id, storage }: Repository,
+  signal?: AbortSignal,
+): Promise<void> {
+  const marker = await readMarker(name, storage, signal);
+  if (marker?.repositoryId === id) return;
+  if (marker === undefined) {
+    throw new HoldfastError(
+      'repository-missing',
+      `the repository at ${storage.description} is not there any more`,
+      {
+        hint: 'check that its disk is mounted',
+        context: { repository: name },
+      },
+    );
+  }
+  throw new HoldfastError('repository-mismatch', `another repository is at ${storage.description} now`, {
+    hint: 'check which disk is mounted there',
+    context: { repository: name, expected: id, found: marker.repositoryId },
+  });
+}
+
 /** Writes the marker where there is none and opens the repository. Idempotent; racing callers end with one marker. */
 export async function initializeRepository(
   name: string,

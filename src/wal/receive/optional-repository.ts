@@ -2,7 +2,7 @@ import type { Clock } from '../../clock.ts';
 import { HoldfastError, errorText } from '../../errors.ts';
 import { copyMissingWal, copyTails } from '../../repository/copy-wal.ts';
 import type { ClusterIdentity } from '../../repository/layout.ts';
-import type { Repository } from '../../repository/repository.ts';
+import { assertSameRepository, type Repository } from '../../repository/repository.ts';
 import { listTails } from '../../repository/wal-tail.ts';
 import { clearBehind, noteBehind } from '../behind.ts';
 
@@ -62,6 +62,7 @@ export function followRequired(options: OptionalRepositoryOptions): OptionalRepo
       awake = false;
       try {
         repository ??= await options.open();
+        await assertSameRepository(repository, signal);
         const { failed } = await copyMissingWal(options.from, repository, options.identity, {
           ...(after !== undefined && { after }),
           onCopied: ({ kind, name }) => {

@@ -254,6 +254,38 @@ void describe('Publisher', () => {
     assert.equal((await Array.fromAsync(listTails(repository, IDENTITY))).length, 1);
   });
 
+  void it('Publisher does not take an empty directory for its repository, nor another repository', async () => {
+    await using lab = await createReceiveLab();
+    const inner = await openTestRepository();
+    let mounted = inner.storage;
+    // As an unmounted disk looks, and then one that was mounted in its place.
+    const others = [createMemoryStorage(), (await openTestRepository()).storage];
+    const storage = switching(() => mounted);
+    const { publisher, problems } = publisherOf([withStorage(inner, storage)]);
+    publisher.begin(start(FIRST), () => undefined);
+    let reached = 0;
+    const { segment, bytes } = await lab.begin(FIRST);
+    for (const [index, other] of others.entries()) {
+      mounted = other;
+      segment.append(bytes.subarray(reached, reached + 5000));
+      const tail = publisher.tail(segment);
+      const expected = index === 0 ? 'repository-missing' : 'repository-mismatch';
+      const isOver = tail.then(() => assert.fail('it was taken for the repository'));
+      isOver.catch(() => undefined);
+      const noticed = (async () => {
+        while (problems.at(-1) !== expected) await new Promise(setImmediate);
+      })();
+      await Promise.race([noticed, isOver]);
+      assert.equal(publisher.flushed, start(FIRST) + BigInt(reached));
+      mounted = inner.storage;
+      await tail;
+      reached += 5000;
+      assert.equal(await heldOf(inner, name(FIRST), bytes), reached);
+      assert.equal(publisher.flushed, start(FIRST) + BigInt(reached));
+    }
+    await segment.discard();
+  });
+
   void it('Publisher keeps few segments in flight while a store is away, and ends when it is told to', async () => {
     await using lab = await createReceiveLab();
     const away = new AbortController();
@@ -286,6 +318,19 @@ void describe('Publisher', () => {
     for (const { path } of await lab.spool.leftOver()) await access(path);
   });
 });
+
+function switching(now: () => Storage): Storage {
+  return {
+    description: 'switching:',
+    features: now().features,
+    put: async (key, source, options) => now().put(key, source, options),
+    get: (key, options) => now().get(key, options),
+    head: async (key, options) => now().head(key, options),
+    list: (prefix, options) => now().list(prefix, options),
+    delete: async (key, options) => now().delete(key, options),
+    confirm: async (key) => now().confirm(key),
+  };
+}
 
 async function storeOther(lab: ReceiveLab, repository: Repository, number: number): Promise<void> {
   const { writeFile } = await import('node:fs/promises');

@@ -4,7 +4,7 @@ import { HoldfastError, errorText } from '../../errors.ts';
 import { type Lsn, lsnOf } from '../../postgres/lsn.ts';
 import { formatMicroseconds } from '../../postgres/timestamp.ts';
 import type { ClusterIdentity } from '../../repository/layout.ts';
-import type { Repository } from '../../repository/repository.ts';
+import { assertSameRepository, type Repository } from '../../repository/repository.ts';
 import { storeWalFile, type WalFileToStore } from '../../repository/wal-file.ts';
 import { openWalSource } from '../wal-source.ts';
 import type { ReceivedSegment } from './received-segment.ts';
@@ -255,7 +255,10 @@ export class Publisher {
     for (let pauseMs = FIRST_PAUSE_MS, failed = false; ; pauseMs = Math.min(2 * pauseMs, LONGEST_PAUSE_MS)) {
       throwIfCancelled(signal);
       try {
+        await assertSameRepository(repository, signal);
         await work();
+        // It may have gone in between.
+        await assertSameRepository(repository, signal);
         if (failed) problem(repository.name, undefined);
         return;
       } catch (error) {
@@ -273,5 +276,11 @@ export class Publisher {
 function isStoreTrouble(error: unknown): error is HoldfastError {
   if (!(error instanceof HoldfastError)) return false;
   if (error.retryable) return true;
-  return ['storage-full', 'storage-denied', 'object-missing', 'repository-missing'].includes(error.code);
+  return [
+    'storage-full',
+    'storage-denied',
+    'object-missing',
+    'repository-missing',
+    'repository-mismatch',
+  ].includes(error.code);
 }

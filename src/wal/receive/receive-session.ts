@@ -10,7 +10,7 @@ import { segmentOfLsn, segmentStart } from '../../postgres/wal-segment.ts';
 import type { WalStreamControl } from '../../postgres/wal-stream.ts';
 import { walStreamRefusal } from '../../postgres/wal-stream-refusal.ts';
 import type { ClusterIdentity } from '../../repository/layout.ts';
-import type { Repository } from '../../repository/repository.ts';
+import { assertSameRepository, type Repository } from '../../repository/repository.ts';
 import type { OpenSource } from './choose-source.ts';
 import { planStart, type StartPlace } from './plan-start.ts';
 import type { Publisher } from './publisher.ts';
@@ -110,7 +110,11 @@ async function findStart(options: SessionOptions): Promise<StartPlace> {
   const { replication, timeline } = source;
   const history = timeline === 1 ? undefined : (await replication.timelineHistory(timeline)).history;
   const reaches = await Promise.all(
-    required.map(async (repository) => readStoredReach(repository, identity, segmentSize, signal)),
+    required.map(async (repository) => {
+      // An empty directory in its place would look as if nothing had ever been stored.
+      await assertSameRepository(repository, signal);
+      return readStoredReach(repository, identity, segmentSize, signal);
+    }),
   );
   const relevant =
     onTimeline !== timeline ? reaches : reaches.map((reach) => withoutNewer(reach.next, timeline));

@@ -447,9 +447,17 @@ function segmentSizeOf(text: string): number {
   return size;
 }
 
+const STORE_AWAY: ReadonlySet<string> = new Set([
+  'storage-full',
+  'storage-denied',
+  'repository-missing',
+  'repository-mismatch',
+]);
+
 /** Servers and stores come back; what is wrong for good does not. */
 function isWorthWaiting(error: unknown): error is HoldfastError {
-  return error instanceof HoldfastError && (error.retryable || error.code === 'storage-full');
+  if (!(error instanceof HoldfastError)) return false;
+  return error.retryable || STORE_AWAY.has(error.code);
 }
 
 /** It was asked to end, and could not store everything that had come: the server still has it. */
