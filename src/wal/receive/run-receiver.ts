@@ -2,7 +2,7 @@ import { hostname } from 'node:os';
 import { join } from 'node:path';
 
 import type { Clock } from '../../clock.ts';
-import { HoldfastError } from '../../errors.ts';
+import { errorText, HoldfastError } from '../../errors.ts';
 import { type Lsn, formatLsn } from '../../postgres/lsn.ts';
 import type { TimelineId } from '../../postgres/timeline.ts';
 import { walStreamRefusal } from '../../postgres/wal-stream-refusal.ts';
@@ -62,6 +62,7 @@ const STALL_MS = 60_000;
 const GRACE_MS = 15_000;
 /** A session of a receiver that died holds the slot until the server notices. */
 const SLOT_WAIT_MS = 10_000;
+const OWN_SLOT_WAIT_MS = 120_000;
 
 /**
  * Receives a cluster's WAL until `signal` is aborted, or `until` is durable: from whichever configured server is the
@@ -92,7 +93,11 @@ export async function runReceiver(options: ReceiverOptions): Promise<void> {
         }
         return;
       } catch (error) {
-        if (isAborted(signal)) throw endedEarly(error, status);
+        if (isAborted(signal)) {
+          const isOver = status.isEverythingStored && (isWorthWaiting(error) || isCancelled(error));
+          if (isOver) return;
+          throw endedEarly(error, status);
+        }
         if (!isWorthWaiting(error)) throw error;
         status.problem(error);
         options.report({
@@ -117,18 +122,18 @@ class Receiver {
   readonly #directory: string;
   readonly #status: StatusKeeper;
   readonly #hard: AbortSignal;
-  readonly #startedMs: number;
   readonly #ending = new AbortController();
   #optional: OptionalRepository[] = [];
   #identity: ClusterIdentity | undefined;
   #streamed = false;
+  /** Since when somebody else has streamed from the slot. */
+  #heldSinceMs: number | undefined;
 
   constructor(options: ReceiverOptions, directory: string, status: StatusKeeper, hard: AbortSignal) {
     this.#options = options;
     this.#directory = directory;
     this.#status = status;
     this.#hard = hard;
-    this.#startedMs = options.clock.monotonicMs();
   }
 
   /** What an earlier receiver left comes first, whether or not a server answers. */
@@ -192,6 +197,7 @@ class Receiver {
           observe: {
             streaming: ({ server, timeline, from }) => {
               this.#streamed = true;
+              this.#heldSinceMs = undefined;
               this.#status.streaming(server, timeline);
               report({ event: 'streaming', server, timeline, lsn: formatLsn(from), slot });
             },
@@ -384,7 +390,11 @@ class Receiver {
   /** The session of a receiver that was killed may be there for a moment longer; another receiver stays. */
   async #slotIsHeld(source: OpenSource, error: unknown): Promise<void> {
     const { clock, signal, slot, cluster } = this.#options;
-    if (this.#streamed || clock.monotonicMs() - this.#startedMs < SLOT_WAIT_MS) {
+    const now = clock.monotonicMs();
+    this.#heldSinceMs ??= now;
+    // Our own connection that was lost may be there until the server's wal_sender_timeout is over.
+    const waitMs = this.#streamed ? OWN_SLOT_WAIT_MS : SLOT_WAIT_MS;
+    if (now - this.#heldSinceMs < waitMs) {
       await clock.sleep(500, signal);
       return;
     }
@@ -462,12 +472,16 @@ function isWorthWaiting(error: unknown): error is HoldfastError {
 
 /** It was asked to end, and could not store everything that had come: the server still has it. */
 function endedEarly(error: unknown, status: StatusKeeper): unknown {
-  const problem = status.unstored();
-  if (problem === undefined) return error;
+  if (status.isEverythingStored || !(isWorthWaiting(error) || isCancelled(error))) return error;
+  const problem = status.unstored() ?? errorText(error);
   return new HoldfastError('storage-unavailable', `ended before everything received was stored: ${problem}`, {
     hint: 'the server keeps it for the next receiver',
     cause: error,
   });
+}
+
+function isCancelled(error: unknown): boolean {
+  return error instanceof HoldfastError && error.code === 'cancelled';
 }
 
 function isAborted(signal: AbortSignal): boolean {

@@ -24,6 +24,7 @@ export class StatusKeeper {
   readonly #status: ReceiverStatus;
   readonly #timer: NodeJS.Timeout;
   #isDirty = true;
+  #unstoredBytes = 0n;
   #writing: Promise<void> = Promise.resolve();
 
   constructor(options: StatusKeeperOptions) {
@@ -79,6 +80,7 @@ export class StatusKeeper {
   }
 
   progress(received: Lsn, serverEnd: Lsn, flushed: Lsn, lastCommitTime: string | undefined): void {
+    this.#unstoredBytes = received - flushed;
     this.#status.receivedLsn = formatLsn(received);
     this.#status.serverLsn = formatLsn(serverEnd);
     this.#status.flushedLsn = formatLsn(flushed);
@@ -104,6 +106,11 @@ export class StatusKeeper {
         error === undefined ? null : (repository.behindSince ?? this.#clock.now().toISOString());
     }
     this.#isDirty = true;
+  }
+
+  /** Whether everything that came is durable in every required repository. */
+  get isEverythingStored(): boolean {
+    return this.#unstoredBytes <= 0n;
   }
 
   /** Why something that was received is not stored, if that is so. */
