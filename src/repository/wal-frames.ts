@@ -8,6 +8,8 @@ export const WAL_FRAME_BYTES = 4 * 1024 * 1024;
 /** Frames worked on at once: as many as libuv's pool has threads by default. */
 const FRAMES_IN_FLIGHT = 4;
 
+const compressWal = createWalCompressor();
+
 /** Where one frame ends: its compressed length, as it lies in the opened object, and its plain length. */
 export interface WalFrameSize {
   storedBytes: number;
@@ -58,8 +60,14 @@ export async function* decompressFrames(
   yield* inOrder(cut(source, frames), async ({ bytes, sizeBytes }) => decompressFrame(bytes, sizeBytes));
 }
 
-async function compressWal(plain: Buffer): Promise<Buffer> {
-  return compressFrame(plain, { wal: true });
+/** WAL goes on as it was a moment ago, so the frame before tells how to compress the next one. */
+function createWalCompressor(): (plain: Buffer) => Promise<Buffer> {
+  let dense = false;
+  return async (plain) => {
+    const frame = await compressFrame(plain, { wal: true, dense });
+    dense = frame.length * 4 > plain.length;
+    return frame;
+  };
 }
 
 /** Cuts a buffer into pieces of a frame each; views, not copies. */

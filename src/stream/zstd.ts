@@ -11,6 +11,8 @@ export interface FrameTuning {
   pages?: boolean;
   /** The content is WAL: records and page images that resemble what came shortly before. */
   wal?: boolean;
+  /** What came just before compressed to more than a quarter: WAL of records rather than of page images. */
+  dense?: boolean;
 }
 
 /**
@@ -34,6 +36,19 @@ const WAL_PARAMETERS = {
 };
 
 /**
+ * For WAL that compresses to more than a quarter: the simplest search finds as much there as the level's own. Measured on
+ * pgbench's records 30 % less time than with WAL_PARAMETERS and not a byte more, which is 1.2 % less than the level's own;
+ * images of pages would grow by 6 %.
+ */
+const DENSE_WAL_PARAMETERS = {
+  [constants.ZSTD_c_strategy]: constants.ZSTD_fast,
+  [constants.ZSTD_c_windowLog]: 20,
+  [constants.ZSTD_c_hashLog]: 14,
+  [constants.ZSTD_c_minMatch]: 5,
+  [constants.ZSTD_c_targetLength]: 0,
+};
+
+/**
  * Compresses one buffer to one zstd frame (RFC 8878) with the content size and a checksum in it. Runs on libuv's pool
  * in a single call; several may be in flight.
  */
@@ -47,7 +62,7 @@ export function compressFrame(plain: Buffer, tuning: FrameTuning = {}): Promise<
         params: {
           [constants.ZSTD_c_compressionLevel]: ZSTD_LEVEL,
           ...(tuning.pages === true && PAGE_PARAMETERS),
-          ...(tuning.wal === true && WAL_PARAMETERS),
+          ...(tuning.wal === true && (tuning.dense === true ? DENSE_WAL_PARAMETERS : WAL_PARAMETERS)),
           [constants.ZSTD_c_contentSizeFlag]: 1,
           [constants.ZSTD_c_checksumFlag]: 1,
         },
