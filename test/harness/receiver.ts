@@ -2,7 +2,6 @@
 import assert from 'node:assert/strict';
 import { type ChildProcess, spawn } from 'node:child_process';
 import { mkdir, writeFile } from 'node:fs/promises';
-import { hostname } from 'node:os';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 
@@ -60,6 +59,8 @@ export interface ReceiverLab extends AsyncDisposable {
   readonly roots: Readonly<Record<string, string>>;
   start(options?: ReceiverStart): Promise<ReceiverProcess>;
   repository(name?: string): Promise<Repository>;
+  /** Runs another command with the configuration of the last receiver; its result. Fails unless it ends with 0. */
+  holdfast(...words: string[]): Promise<Record<string, unknown>>;
   /** Makes repositories anew where they are not. */
   initialize(): Promise<void>;
 }
@@ -115,6 +116,12 @@ export async function createReceiverLab(options: ReceiverLabOptions): Promise<Re
       ]);
       started.push(process_);
       return process_;
+    },
+    async holdfast(...words) {
+      const config = join(directory, `holdfast-${count}.yaml`);
+      await using other = startProcess(launcher, [...words, '--config', config, '--json']);
+      assert.equal(await other.ended, 0, other.text());
+      return other.events.at(-1) ?? {};
     },
     async repository(name = repositories[0]?.name ?? '') {
       const keys = { sealer: noneSealer, opener: async () => noneOpener };
@@ -311,9 +318,9 @@ export async function startLoad(
   const { bytes = 2000, first = 1 } = options;
   const client = await cluster.connect();
   const acknowledged: { n: number; lsn: Lsn }[] = [];
-  let going = true;
+  const state = { going: true };
   const running_ = (async () => {
-    for (let n = first; going; n += 1) {
+    for (let n = first; state.going; n += 1) {
       await client.query(`INSERT INTO load VALUES (${n}, repeat(md5('${n}'), ${Math.ceil(bytes / 32)}))`);
       // Positions only grow, so this is at or behind the end of the commit.
       const { rows } = await client.query<{ lsn: string }>('SELECT pg_current_wal_flush_lsn()::text AS lsn');
@@ -324,7 +331,7 @@ export async function startLoad(
   return {
     acknowledged,
     async stop() {
-      going = false;
+      state.going = false;
       await running_;
       await client.end().catch(() => undefined);
     },
@@ -341,5 +348,3 @@ export async function createLoadTable(cluster: TestCluster): Promise<void> {
 export function rounds(short: number): number {
   return Math.max(1, Math.round(short * Number(process.env['HOLDFAST_TEST_SCALE'] ?? '1')));
 }
-
-export const thisHost = hostname();

@@ -1,10 +1,13 @@
 /** Primary and receiver killed at a random moment: what was reported as flushed is in the repository, and restorable. */
 import assert from 'node:assert/strict';
+import { join } from 'node:path';
 import { describe, it } from 'node:test';
 import { setTimeout as sleep } from 'node:timers/promises';
+import { Client } from 'pg';
 
+import { stopInstance } from '../../src/postgres/instance.ts';
 import type { Lsn } from '../../src/postgres/lsn.ts';
-import { createCluster, type TestCluster } from '../harness/cluster.ts';
+import { createCluster, giveToServer, type TestCluster } from '../harness/cluster.ts';
 import {
   createLoadTable,
   createReceiverLab,
@@ -23,9 +26,9 @@ const MIB = 2 ** 20;
 /** Asks the server again and again what it was told, until it is gone. */
 function watchFlushed(cluster: TestCluster): { last: () => Lsn; end: () => Promise<void> } {
   let last = 0n as Lsn;
-  let going = true;
+  const state = { going: true };
   const watching = (async () => {
-    while (going) {
+    while (state.going) {
       const lsn = await flushedLsn(cluster).catch(() => undefined);
       if (lsn === undefined) return;
       assert.ok(lsn >= last, 'the flushed position went back');
@@ -37,7 +40,7 @@ function watchFlushed(cluster: TestCluster): { last: () => Lsn; end: () => Promi
   return {
     last: () => last,
     async end() {
-      going = false;
+      state.going = false;
       await watching;
     },
   };
@@ -67,6 +70,47 @@ void describe('wal receive', () => {
       assert.ok(stored.bytes.equals(await walBytesOnDisk(cluster, stored, MIB)));
     }
     assert.equal(ages.length, rounds(3));
+  });
+
+  void it('wal receive gives a restore whatever was committed before the last reported position, through tails alone', async () => {
+    await using cluster = await createCluster({ settings: { wal_keep_size: '256MB' } });
+    await createLoadTable(cluster);
+    await using lab = await createReceiverLab({ urls: [cluster.url], tailInterval: '300ms' });
+    await using receiver = await lab.start();
+    await receiver.event('streaming');
+    await lab.holdfast('backup', 'base', 'app');
+    const watch = watchFlushed(cluster);
+    const load = await startLoad(cluster);
+    await eventually('load', () => load.acknowledged.length > 100);
+    await untilFlushed(cluster, receiver);
+    await sleep(300 + Math.random() * 700);
+    await Promise.all([cluster.kill(), receiver.kill()]);
+    await load.stop();
+    await watch.end();
+    const sure = load.acknowledged.filter(({ lsn }) => lsn <= watch.last()).map(({ n }) => n);
+    assert.ok(sure.length > 100, String(sure.length));
+
+    const to = join(lab.directory, 'restored');
+    await giveToServer(lab.directory);
+    const restored = await lab.holdfast('restore', 'base', 'app', '--to', to, '--start');
+    const { url } = restored['server'] as { url: string };
+    const client = new Client({ connectionString: url });
+    client.on('error', () => undefined);
+    await client.connect();
+    try {
+      const { rows } = await client.query<{ n: number }>('SELECT n FROM load ORDER BY n');
+      const there = rows.map(({ n }) => n);
+      assert.deepEqual(there.slice(0, sure.length), sure);
+      assert.deepEqual(
+        there,
+        Array.from({ length: there.length }, (_, index) => index + 1),
+      );
+      // At most one that was under way when everything ended.
+      assert.ok(there.length <= load.acknowledged.length + 1);
+    } finally {
+      await client.end();
+      await stopInstance(to, 'immediate');
+    }
   });
 
   void it('wal receive as a synchronous standby lets commits return at once, and loses none of them', async () => {

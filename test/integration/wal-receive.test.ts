@@ -26,11 +26,11 @@ const MIB = 2 ** 20;
 
 void describe('wal receive', () => {
   void it('wal receive stores every byte once, in order, whatever is killed or lost in between', async () => {
-    const majors = [15, 18].filter(
-      (major) => major === 15 || process.env['HOLDFAST_TEST_SCALE'] !== undefined,
-    );
-    assert.ok((await availableMajors()).includes(18));
-    for (const major of [...new Set([...majors, 18])]) await survivesKills(major);
+    const majors = await availableMajors();
+    for (const major of [15, 18]) {
+      assert.ok(majors.includes(major));
+      await survivesKills(major);
+    }
   });
 
   void it('wal receive follows segments of 16 and of 64 MiB', async () => {

@@ -163,9 +163,9 @@ void describe('Publisher', () => {
           );
           const required = inner.map((one) => withStorage(one, moody(one.storage, random, failures)));
           const { publisher, problems, committed } = publisherOf(required);
-          let checking = true;
+          const state = { checking: true };
           const watch = (async () => {
-            while (checking) {
+            while (state.checking) {
               const flushed = publisher.flushed;
               for (const one of inner)
                 assert.ok((await reachOf(one)) >= flushed, 'flushed what is not there');
@@ -174,7 +174,7 @@ void describe('Publisher', () => {
           })();
           watch.catch(() => undefined);
           await receive(lab, publisher, 4, random);
-          checking = false;
+          state.checking = false;
           await watch;
           const end = start(FIRST + 4) + 40_000n;
           assert.equal(publisher.flushed, end);

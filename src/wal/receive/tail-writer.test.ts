@@ -156,7 +156,7 @@ void describe('createTailWriter()', () => {
           }
         },
         failsWith('wal-conflict'),
-        `${steps.join()}`,
+        steps.join(),
       );
       const after = await Array.fromAsync(listTails(repository, IDENTITY), ({ key }) => key);
       assert.ok(
