@@ -8,7 +8,7 @@ export interface StreamResult {
     ratioSealed: number;
     ratioUnsealed: number;
     versions: { holdfast: string; pgbackrest: string };
-    turns: { contender: string; segmentsPerSecond: number; cpuMsPerSegment?: number; peakBytes?: number }[];
+    turns: { contender: string; segmentsPerSecond: number; storedBytesPerSegment: number }[];
   }[];
   memory: { what: string; peakBytes: number; slopeBytesPerSegment: number };
 }
