@@ -9,7 +9,7 @@ import { splitCommand } from './split-command.ts';
 import type { WalKind } from './wal-program.ts';
 
 /**
- * The program. PostgreSQL runs `wal push` and `wal fetch` once per segment, so those two load a small program of their
+ * The program. PostgreSQL runs `wal push` and `wal fetch` once per segment, so these load a small program of their
  * own; everything else loads its one command.
  */
 // Meant for this process, not for the servers and programs it starts, which may run as another user.
@@ -17,8 +17,13 @@ delete process.env['NODE_COMPILE_CACHE'];
 
 const words = process.argv.slice(2);
 const controller = new AbortController();
-const { name, rest } = splitCommand(words, ['wal push', 'wal fetch']);
-const wal: WalKind | undefined = name === 'wal push' ? 'push' : name === 'wal fetch' ? 'fetch' : undefined;
+const WAL_COMMANDS: Readonly<Record<string, WalKind>> = {
+  'wal push': 'push',
+  'wal fetch': 'fetch',
+  'wal prefetch': 'prefetch',
+};
+const { name, rest } = splitCommand(words, Object.keys(WAL_COMMANDS));
+const wal = Object.hasOwn(WAL_COMMANDS, name) ? WAL_COMMANDS[name] : undefined;
 const world = {
   stdout: sink(process.stdout),
   stderr: sink(process.stderr),

@@ -6,10 +6,10 @@ import { parsePlain } from './parse-plain.ts';
 import type { World } from './program.ts';
 import { formatError } from './report-error.ts';
 
-export type WalKind = 'push' | 'fetch';
+export type WalKind = 'push' | 'fetch' | 'prefetch';
 
 /**
- * Runs `wal push` or `wal fetch` without the parser and the configuration schema that the other commands load, and
+ * Runs `wal push`, `wal fetch` or `wal prefetch` without the parser and the configuration schema that the other commands load, and
  * returns the exit status PostgreSQL is to see. Never throws.
  */
 export async function runWalProgram(kind: WalKind, words: readonly string[], world: World): Promise<number> {
@@ -17,7 +17,9 @@ export async function runWalProgram(kind: WalKind, words: readonly string[], wor
     const spec =
       kind === 'push'
         ? (await import('./commands/wal-push.ts')).walPush
-        : (await import('./commands/wal-fetch.ts')).walFetch;
+        : kind === 'fetch'
+          ? (await import('./commands/wal-fetch.ts')).walFetch
+          : (await import('./commands/wal-prefetch.ts')).walPrefetch;
     if (words.includes('--help')) {
       world.stdout.write(commandHelp(spec));
       return 0;

@@ -1,4 +1,4 @@
-import { readdir, rename, rm, statfs, writeFile } from 'node:fs/promises';
+import { open, readdir, rename, rm, statfs, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 
@@ -144,6 +144,7 @@ export class PrefetchWindow {
         const lines = result.warnings.map(({ message }) => `${message.replaceAll('\n', ' ')}\n`);
         await writeFile(join(directory, warningName(segment)), lines.join(''), { mode: 0o600 });
       }
+      await flush(partial);
       const name = readyName(systemIdentifier, segment, result.hash);
       await rename(partial, join(directory, name));
       this.#ready.set(number, name);
@@ -164,4 +165,10 @@ export class PrefetchWindow {
   #nameOf(number: bigint): WalSegmentName {
     return walSegmentName(this.#timeline, number, this.#options.segmentSize);
   }
+}
+
+/** Not for safety: PostgreSQL syncs what it restored before it goes on, and would have to wait for all of it then. */
+async function flush(path: string): Promise<void> {
+  await using file = await open(path, 'r+');
+  await file.datasync();
 }

@@ -34,7 +34,7 @@ const LOOK_ROUND_MS = 100;
 /**
  * Keeps the segments that follow ready for recovery until there are no more, one cannot be had (whoever asks for it finds
  * out why and says so), the server is gone or has recovered, another process has taken over, recovery takes nothing for
- * a while, or `signal` is aborted. Then it removes what it made. Nothing is synced: a window serves one boot only.
+ * a while, or `signal` is aborted. Then it removes what it made. A window serves one boot only.
  * Throws what the file system does.
  */
 export async function prefetchWal(options: PrefetchOptions): Promise<void> {

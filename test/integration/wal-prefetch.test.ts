@@ -91,7 +91,7 @@ test('wal fetch recovers everything while its prefetch processes are killed agai
     await using copy = await stage.copy({ restore_command: archive.fetch() });
     const over = new AbortController();
     const killing = (async () => {
-      while (!over.signal.aborted) {
+      while (!over.signal.aborted && kills < 12 * (round + 1)) {
         await sleep(50 + Math.random() * 400);
         const pids = await copy.prefetchers();
         // The launcher, the program, or both.
@@ -186,7 +186,11 @@ test('wal fetch takes from the next repository what is damaged in one, with anot
   await using copy = await stage.copy({ restore_command: `${command} --until 0/1` });
   assert.deepEqual(await copy.recover(), upTo(LAST), await copy.log());
   const log = await copy.log();
-  assert.match(log, new RegExp(`warning: ${segment} in repository damaged: `), 'the damaged copy is reported');
+  assert.match(
+    log,
+    new RegExp(`warning: ${segment} in repository damaged: `),
+    'the damaged copy is reported',
+  );
   assert.match(
     log,
     /warning: there is no Holdfast repository at .*unmounted/,
