@@ -92,6 +92,9 @@ void describe('wal receive', () => {
     assert.ok(note !== undefined && others.length === 0, 'one note, however often it was noticed');
     assert.ok(note.fromLsn <= before.end && note.timeline === 1);
 
+    // What is received from now on is not to be lost by chance.
+    await cluster.sql("ALTER SYSTEM SET max_slot_wal_keep_size = '-1'");
+    await cluster.sql('SELECT pg_reload_conf()');
     await using accepting = await lab.start({ arguments: ['--accept-gap'] });
     await accepting.event('streaming');
     await untilFlushed(cluster, accepting);

@@ -6,11 +6,12 @@ import { HoldfastError } from '../../errors.ts';
 import { type Lsn, formatLsn, lsnOf } from '../../postgres/lsn.ts';
 import type { ReplicationConnection } from '../../postgres/replication.ts';
 import { type TimelineHistory, type TimelineId, historyFileName } from '../../postgres/timeline.ts';
-import { segmentOfLsn, segmentStart } from '../../postgres/wal-segment.ts';
+import { segmentOfLsn, segmentStart, walSegmentName } from '../../postgres/wal-segment.ts';
 import type { WalStreamControl } from '../../postgres/wal-stream.ts';
 import { walStreamRefusal } from '../../postgres/wal-stream-refusal.ts';
 import type { ClusterIdentity } from '../../repository/layout.ts';
 import { assertSameRepository, type Repository } from '../../repository/repository.ts';
+import { findTailChain } from '../../repository/wal-tail.ts';
 import type { OpenSource } from './choose-source.ts';
 import { planStart, type StartPlace } from './plan-start.ts';
 import type { Publisher } from './publisher.ts';
@@ -72,7 +73,7 @@ export class WalIsGone extends Error {
 export async function receiveOnce(options: SessionOptions): Promise<void> {
   const begin = options.beginAt ?? (await findStart(options));
   delete options.beginAt;
-  assertNotAhead(options, begin);
+  await assertNotAhead(options, begin);
   await options.spool.clear();
   try {
     await followTimelines(options, begin);
@@ -143,17 +144,36 @@ async function findStart(options: SessionOptions): Promise<StartPlace> {
 }
 
 /** What is stored the server must have, too: a standby may still get it, a primary was set back. */
-function assertNotAhead({ source, segmentSize }: SessionOptions, place: StartPlace): void {
-  const start = segmentStart(place.segment, segmentSize);
-  if (place.timeline !== source.timeline || start <= source.position) return;
-  const reach = `${source.server} has wal up to ${formatLsn(source.position)}, but ${formatLsn(start)} on timeline ${place.timeline} is stored already`;
+async function assertNotAhead(options: SessionOptions, place: StartPlace): Promise<void> {
+  const { source } = options;
+  if (place.timeline !== source.timeline) return;
+  const stored = await storedEnd(options, place);
+  if (stored <= source.position) return;
+  const reach = `${source.server} has wal up to ${formatLsn(source.position)}, but ${formatLsn(stored)} on timeline ${place.timeline} is stored already`;
   if (source.inRecovery) {
     throw new HoldfastError('connection-failed', `${reach}: waiting until this standby has got so far`);
   }
   throw new HoldfastError('wal-conflict', `${reach}: this primary was set back to an earlier state`, {
     hint: 'what it writes now would contradict what is stored: promote a restored copy (it begins a new timeline) instead of going on with an old state',
-    context: { server: source.server, position: formatLsn(source.position), stored: formatLsn(start) },
+    context: {
+      server: source.server,
+      position: formatLsn(source.position),
+      stored: formatLsn(stored),
+    },
   });
+}
+
+/** Up to where any of the repositories has the segment to begin with, by tails. */
+async function storedEnd(
+  { required, identity, segmentSize, signal }: SessionOptions,
+  { timeline, segment }: StartPlace,
+): Promise<Lsn> {
+  const name = walSegmentName(timeline, segment, segmentSize);
+  const chains = await Promise.all(
+    required.map(async (repository) => findTailChain(repository, identity, name, signal)),
+  );
+  const end = Math.max(0, ...chains.map((chain) => chain?.end ?? 0));
+  return lsnOf(segmentStart(segment, segmentSize) + BigInt(end));
 }
 
 function withoutNewer(
