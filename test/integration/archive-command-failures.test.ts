@@ -50,14 +50,14 @@ describe('archive commands that fail', { concurrency: 4 }, () => {
       const then = new Date(Date.now() - 600_000);
       for (const file of await readdir(status)) await utimes(join(status, file), then, then);
 
-      const seen = await lab.holdfast('wal', 'status', 'app', '--json');
+      const seen = await lab.holdfast('wal', 'status', 'app');
       assert.deepEqual([seen.status, seen.code], [3, 'wal-behind']);
       const text = counted ? /archiving of 0{7}1\S+ fails/ : /waits to be archived.*failed_count does not/;
       assert.ok(
         failures(seen).some(({ message }) => text.test(message)),
         seen.out,
       );
-      const check = await lab.holdfast('check', 'app', '--json');
+      const check = await lab.holdfast('check', 'app');
       assert.equal(check.code, 'check-failed');
       assert.ok(failures(check).some(({ message }) => text.test(message)));
       const [row] = await cluster.sql<{ failed: string }>(

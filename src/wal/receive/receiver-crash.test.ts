@@ -35,7 +35,7 @@ const IDENTITY: ClusterIdentity = { cluster: 'app', systemIdentifier: SYSTEM_IDE
 const SIZE = BigInt(SEGMENT_SIZE);
 const SCALE = Number(process.env['HOLDFAST_TEST_SCALE'] ?? 1);
 /** What a server sends at once; segments end within. */
-const CHUNK = 400_000;
+const CHUNK = 700_000;
 
 /** Nobody waits for a store that fails once. */
 const clock: Clock = { ...systemClock, sleep: async () => new Promise((resolve) => setImmediate(resolve)) };
@@ -218,8 +218,8 @@ function slowAtFirst(storage: Storage): Storage {
     description: storage.description,
     features: storage.features,
     async put(key, source, options) {
-      if (key.includes(walSegmentName(timelineOf(1), 1n, SEGMENT_SIZE))) {
-        await new Promise((resolve) => setTimeout(resolve, 15));
+      if (!key.includes('/wal-tail/') && key.includes(walSegmentName(timelineOf(1), 1n, SEGMENT_SIZE))) {
+        await new Promise((resolve) => setTimeout(resolve, 10));
       }
       return storage.put(key, source, options);
     },
