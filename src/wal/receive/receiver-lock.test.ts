@@ -5,6 +5,7 @@ import { mkdtemp, readdir, readFile, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { it } from 'node:test';
+import { fileURLToPath } from 'node:url';
 
 import { failsWith } from '../../../test/sealed-object.ts';
 import { takeReceiverLock } from './receiver-lock.ts';
@@ -18,18 +19,10 @@ async function inDirectory(work: (file: string, directory: string) => Promise<vo
   }
 }
 
-const CHILD = `
-  const { takeReceiverLock } = await import(process.argv[1]);
-  await takeReceiverLock(process.argv[2], 'app').then(
-    () => { console.log('held'); setInterval(() => {}, 1000); },
-    (error) => { console.log(error.code); process.exit(0); },
-  );`;
+const CHILD = fileURLToPath(new URL('../../../test/receiver-lock-child.ts', import.meta.url));
 
 function startChild(file: string): ReturnType<typeof spawn> {
-  const module = new URL('receiver-lock.ts', import.meta.url).href;
-  return spawn(process.execPath, ['--input-type=module', '-e', CHILD, module, file], {
-    stdio: ['ignore', 'pipe', 'inherit'],
-  });
+  return spawn(process.execPath, [CHILD, file], { stdio: ['ignore', 'pipe', 'inherit'] });
 }
 
 async function firstWord(child: ReturnType<typeof spawn>): Promise<string> {
