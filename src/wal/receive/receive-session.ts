@@ -282,6 +282,8 @@ class Stream {
     const segment = this.#segment;
     this.#segment = undefined;
     this.#isOver = true;
+    // Whoever asks whether everything is stored must know of what came last.
+    this.#options.observe.received(this.#received, this.#serverEnd);
     if (segment !== undefined && !segment.isComplete) {
       await publisher.tail(segment);
       await segment.discard();
@@ -291,13 +293,15 @@ class Stream {
   }
 
   async #open(segment: bigint): Promise<ReceivedSegment> {
-    const { spool, segmentSize, identity } = this.#options;
+    const { spool, segmentSize, identity, synchronous } = this.#options;
     const { timeline } = this.#place;
     const systemIdentifier = this.#options.source.systemIdentifier;
     if (systemIdentifier !== identity.systemIdentifier) {
       throw new HoldfastError('assertion', 'the server belongs to another cluster');
     }
-    return receiveSegment(spool, this.#pool, { timeline, segment, segmentSize, systemIdentifier });
+    const behind = this.#serverEnd >= segmentStart(segment + 2n, segmentSize);
+    const isBehind = behind && !synchronous && segment !== this.#place.segment;
+    return receiveSegment(spool, this.#pool, { timeline, segment, segmentSize, systemIdentifier, isBehind });
   }
 
   #write(bytes: Buffer): Promise<void> | undefined {
