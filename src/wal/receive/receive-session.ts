@@ -1,4 +1,4 @@
-import { writeFile } from 'node:fs/promises';
+import { mkdir, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 
 import type { Clock } from '../../clock.ts';
@@ -204,6 +204,7 @@ async function storeHistory(options: SessionOptions, timeline: TimelineId): Prom
   const name = historyFileName(timeline);
   const { bytes } = await source.replication.timelineHistory(timeline);
   const path = join(spool.directory, name);
+  await mkdir(spool.directory, { recursive: true, mode: 0o700 });
   await writeFile(path, bytes, { mode: 0o600 });
   await publisher.history(name, path);
 }

@@ -29,7 +29,10 @@ export interface SpoolFile {
 /** Where a receiver keeps the segments that no repository has whole yet. */
 export interface SegmentSpool {
   readonly directory: string;
-  /** Begins a segment anew; what was there under its name is gone. */
+  /**
+   * Begins a segment anew; what was there under its name is gone. Makes the directory again where somebody removed it.
+   * Throws `storage-full` or `storage-unavailable`.
+   */
   create(name: WalSegmentName): Promise<SpoolFile>;
   /** What an earlier receiver left, in the order of names. */
   leftOver(): Promise<{ name: WalSegmentName; path: string }[]>;
@@ -74,12 +77,7 @@ export async function openSegmentSpool(directory: string): Promise<SegmentSpool>
 
 async function createFile(directory: string, name: WalSegmentName, closed: () => void): Promise<SpoolFile> {
   const path = join(directory, name);
-  await rm(path, { force: true });
-  let handle: FileHandle | undefined = await open(
-    path,
-    constants.O_RDWR | constants.O_CREAT | constants.O_EXCL | constants.O_NOFOLLOW,
-    0o600,
-  );
+  let handle: FileHandle | undefined = await openNew(directory, path);
   let sizeBytes = 0;
   let syncedBytes = 0;
   let broken: HoldfastError | undefined;
@@ -137,6 +135,21 @@ async function createFile(directory: string, name: WalSegmentName, closed: () =>
       await rm(path, { force: true });
     },
   };
+}
+
+/** The directory may have been removed under us: nothing in it counts. */
+async function openNew(directory: string, path: string): Promise<FileHandle> {
+  try {
+    await mkdir(directory, { recursive: true, mode: 0o700 });
+    await rm(path, { force: true });
+    return await open(
+      path,
+      constants.O_RDWR | constants.O_CREAT | constants.O_EXCL | constants.O_NOFOLLOW,
+      0o600,
+    );
+  } catch (error) {
+    throw spoolError(path, error);
+  }
 }
 
 async function syncDirectory(directory: string): Promise<void> {
