@@ -1,3 +1,5 @@
+import { join } from 'node:path';
+
 import { HoldfastError } from '../../errors.ts';
 import { type Lsn, lsnOf } from '../../postgres/lsn.ts';
 import type { SystemIdentifier } from '../../postgres/system-identifier.ts';
@@ -6,6 +8,7 @@ import { segmentStart, walSegmentName, type WalSegmentName } from '../../postgre
 import { createWalSummarizer, type WalSummary } from '../../postgres/wal-summary.ts';
 import { checkWalSegment, LONG_HEADER_BYTES } from '../../postgres/wal-page.ts';
 import type { WalFileToStore } from '../../repository/wal-file.ts';
+import { deferSpoolFile } from './deferred-file.ts';
 import { type PiecePool, SegmentFrames } from './segment-frames.ts';
 import type { SegmentSpool, SpoolFile } from './segment-spool.ts';
 
@@ -17,6 +20,8 @@ export interface SegmentPlace {
   segment: bigint;
   segmentSize: number;
   systemIdentifier: SystemIdentifier;
+  /** The server has all of it already: its file is made only if something is to be read from it. */
+  isBehind?: boolean;
 }
 
 /** One segment as it comes in: its bytes in the spool, and what is found in them on the way. */
@@ -50,10 +55,14 @@ export async function receiveSegment(
   const { timeline, segment, segmentSize, systemIdentifier } = place;
   const name = walSegmentName(timeline, segment, segmentSize);
   const start = segmentStart(segment, segmentSize);
-  const file = await spool.create(name);
   const summarizer = createWalSummarizer({ start, segmentSize, timeline, systemIdentifier });
   let summary: WalSummary | undefined;
   const frames = segmentSize <= IN_MEMORY_BYTES ? new SegmentFrames(pool) : undefined;
+  const create = async (): Promise<SpoolFile> => spool.create(name);
+  const file =
+    frames !== undefined && place.isBehind === true
+      ? deferSpoolFile({ name, path: join(spool.directory, name) }, create, frames)
+      : await create();
   let isChecked = false;
   const checkFirstPage = (own: Buffer): void => {
     // A server sends pages whole; where it does not, replay would still notice.
@@ -78,9 +87,9 @@ export async function receiveSegment(
       const taken = Math.min(bytes.length, segmentSize - file.sizeBytes);
       const own = taken === bytes.length ? bytes : bytes.subarray(0, taken);
       if (!isChecked) checkFirstPage(own);
-      file.append(own);
       summarizer.push(own);
       frames?.append(own);
+      file.append(own);
       return taken;
     },
     lastCommitTime: () => summarizer.lastCommitTime(),
@@ -93,8 +102,9 @@ export async function receiveSegment(
       return { name, sizeBytes: segmentSize, hash: frames.finish(), frames: () => frames.frames() };
     },
     async discard() {
-      await frames?.release();
+      // In this order: the file may be made out of the frames just now.
       await file.discard();
+      await frames?.release();
     },
   };
 }

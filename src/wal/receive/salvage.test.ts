@@ -99,7 +99,11 @@ void describe('salvageSpool()', () => {
           assert.deepEqual(await Array.fromAsync(listWal(repository, IDENTITY)), []);
         },
       ),
-      { numRuns: 80 },
+      {
+        numRuns: 80,
+        // The file ends right behind a record, before its padding.
+        examples: [[52402, 60_000, 'cut'] as [number, number, 'zeros' | 'noise' | 'cut']],
+      },
     );
   });
 

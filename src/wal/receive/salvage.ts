@@ -92,7 +92,8 @@ async function soundPart(
   }
   const { endLsn, damage } = summarizer.finish();
   const isWhole = size === segmentSize && damage === undefined;
-  const sizeBytes = isWhole ? size : Number(parseLsn(endLsn) - start);
+  // A record's end is aligned: the file may end right behind the record, before the padding.
+  const sizeBytes = isWhole ? size : Math.min(size, Number(parseLsn(endLsn) - start));
   return sizeBytes <= 0 ? undefined : { sizeBytes, isWhole, lastCommitTime: summarizer.lastCommitTime() };
 }
 

@@ -1,3 +1,4 @@
+import { HoldfastError } from '../../errors.ts';
 import { compressProven, type WalFrame } from '../../repository/wal-frames.ts';
 import { createBlake3 } from '../../stream/hash.ts';
 import { releaseBuffer } from '../../stream/release.ts';
@@ -65,6 +66,22 @@ export class SegmentFrames {
   finish(): string {
     if (this.#piece !== undefined && this.#filled > 0) this.#dispatch(this.#piece);
     return (this.#digest ??= this.#hash.hex());
+  }
+
+  /** How many frames are complete or under way. */
+  get count(): number {
+    return this.#frames.length;
+  }
+
+  async frame(index: number): Promise<WalFrame> {
+    const frame = this.#frames[index];
+    if (frame === undefined) throw new HoldfastError('assertion', `there is no frame ${index}`);
+    return frame;
+  }
+
+  /** The bytes behind the last frame, in memory that changes with the next call of anything. */
+  rest(): Buffer {
+    return this.#piece?.subarray(0, this.#filled) ?? Buffer.alloc(0);
   }
 
   /** The frames in order; may be gone through several times. */
