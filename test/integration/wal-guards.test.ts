@@ -5,6 +5,7 @@ import { join } from 'node:path';
 import { describe, test } from 'node:test';
 import { setTimeout as sleep } from 'node:timers/promises';
 
+import { readControlData } from '../../src/postgres/control-data.ts';
 import { walHeaderKey } from '../../src/repository/layout.ts';
 import { readWalHeader } from '../../src/repository/wal-file.ts';
 import { listWal, walCoverage } from '../../src/repository/wal-listing.ts';
@@ -95,6 +96,27 @@ describe('guards of archived WAL', { concurrency: 3 }, () => {
     await archiveEverything(cluster);
     assert.ok(words.size > 0, 'nothing was acknowledged ahead');
     assert.ok((await assertArchived(cluster, lab)) > 10);
+  });
+
+  test('wal push stores nothing of a foreign segment that lies in pg_wal, also where the repository is empty', async () => {
+    await using lab = await createGuardLab();
+    await using cluster = await createCluster({ segmentSizeMb: 1, start: false });
+    await using foreign = await createCluster({ segmentSizeMb: 1, start: false });
+    await lab.configure(cluster);
+    const names = (await readdir(join(foreign.dataDir, 'pg_wal'))).filter((name) =>
+      /^[0-9A-F]{24}$/.test(name),
+    );
+    const [name = ''] = names;
+    await cp(join(foreign.dataDir, 'pg_wal', name), join(cluster.dataDir, 'pg_wal', name));
+    await giveToServer(cluster.scratch);
+    const pushed = await lab.holdfast('wal', 'push', join(cluster.dataDir, 'pg_wal', name));
+    assert.equal(pushed.code, 'cluster-mismatch', pushed.message);
+    assert.ok(pushed.status > 0 && pushed.status <= 125);
+    for (const one of [cluster, foreign]) {
+      const { systemIdentifier } = readControlData(await readFile(join(one.dataDir, 'global/pg_control')));
+      const entries = listWal(lab.repository, { cluster: 'app', systemIdentifier });
+      assert.deepEqual(await Array.fromAsync(entries), []);
+    }
   });
 
   test('wal push of a primary and two standbys that archive the same names at once: one history, no conflict', async () => {
