@@ -31,6 +31,8 @@ export interface PublisherOptions {
 /** Segments that are being stored at once: so many bytes (of which larger segments are streamed), two at least. */
 const IN_FLIGHT_BYTES = 32 * 1024 * 1024;
 const IN_FLIGHT_MOST = 8;
+/** PostgreSQL's MAXALIGN: where a record's padding is missing, a restore could not name the record's end. */
+const RECORD_ALIGNMENT = 8;
 const FIRST_PAUSE_MS = 200;
 const LONGEST_PAUSE_MS = 10_000;
 
@@ -227,7 +229,8 @@ export class Publisher {
       this.#tails = { segment, writer: createTailWriter(segment.name, this.#options.identity) };
     }
     const { writer } = this.#tails;
-    const reached = segment.file.sizeBytes;
+    // Ends of records are aligned; a slice of the stream may end anywhere.
+    const reached = segment.file.sizeBytes - (segment.file.sizeBytes % RECORD_ALIGNMENT);
     const commit = segment.lastCommitTime();
     if (reached === 0) return;
     await segment.file.sync();

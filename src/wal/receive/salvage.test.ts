@@ -92,7 +92,8 @@ void describe('salvageSpool()', () => {
             assert.equal(sound, SEGMENT_SIZE);
             return;
           }
-          assert.ok(held <= sound, `${held} of ${sound}`);
+          // The padding behind a record is known to be zeros.
+          assert.ok(held <= Math.ceil(sound / 8) * 8, `${held} of ${sound}`);
           // Nothing that was there whole is given up, but for what a first page cut short could tell.
           const expected = ends.findLast((end) => end <= sound) ?? 0;
           assert.ok(held >= expected, `${held} of ${expected}`);

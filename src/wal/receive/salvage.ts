@@ -24,6 +24,9 @@ export interface SalvageOptions {
   salvaged: (name: string, sizeBytes: number) => void;
 }
 
+/** PostgreSQL's MAXALIGN on every 64-bit machine. */
+const RECORD_ALIGNMENT = 8;
+
 /** What of a left-over file can be trusted: whole records with right checksums. */
 interface SoundPart {
   sizeBytes: number;
@@ -92,8 +95,7 @@ async function soundPart(
   }
   const { endLsn, damage } = summarizer.finish();
   const isWhole = size === segmentSize && damage === undefined;
-  // A record's end is aligned: the file may end right behind the record, before the padding.
-  const sizeBytes = isWhole ? size : Math.min(size, Number(parseLsn(endLsn) - start));
+  const sizeBytes = isWhole ? size : Number(parseLsn(endLsn) - start);
   return sizeBytes <= 0 ? undefined : { sizeBytes, isWhole, lastCommitTime: summarizer.lastCommitTime() };
 }
 
@@ -142,11 +144,15 @@ async function storeBeginning(
   return Math.max(0, sound.sizeBytes - already);
 }
 
+/** A record's end is aligned, and the file may end right behind the record: what is missing of the padding is zeros. */
 async function readPart(handle: FileHandle, from: number, to: number): Promise<Buffer> {
-  const buffer = Buffer.allocUnsafeSlow(to - from);
+  const buffer = Buffer.alloc(to - from);
   for (let filled = 0; filled < buffer.length;) {
     const { bytesRead } = await handle.read(buffer, filled, buffer.length - filled, from + filled);
-    if (bytesRead === 0) throw new HoldfastError('assertion', 'a file of the spool shrank while it was read');
+    if (bytesRead === 0) {
+      if (buffer.length - filled < RECORD_ALIGNMENT) return buffer;
+      throw new HoldfastError('assertion', 'a file of the spool shrank while it was read');
+    }
     filled += bytesRead;
   }
   return buffer;
