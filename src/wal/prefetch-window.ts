@@ -49,6 +49,11 @@ export class PrefetchWindow {
     return performance.now() - this.#takenAtMs;
   }
 
+  /** How many segments are on their way. */
+  get inFlight(): number {
+    return this.#inFlight.size;
+  }
+
   /** Everything there is was taken: there is nothing left to do. */
   get isOver(): boolean {
     return this.#end !== undefined && this.#position >= this.#end && this.#inFlight.size === 0;
@@ -57,7 +62,9 @@ export class PrefetchWindow {
   /** Sees what was taken since, and begins, ends and removes what that asks for. Throws what the file system does. */
   async advance(): Promise<void> {
     const { directory, segmentSize } = this.#options;
-    await this.#seeTaken(await readdir(directory));
+    // In this order: what became ready while the directory was read must not pass for taken.
+    const offered = [...this.#ready];
+    await this.#seeTaken(offered, await readdir(directory));
     const { bavail, bsize } = await statfs(directory);
     const plan = planWindow({
       position: this.#position,
@@ -92,10 +99,10 @@ export class PrefetchWindow {
     await Promise.all(this.#running);
   }
 
-  async #seeTaken(names: readonly string[]): Promise<void> {
+  async #seeTaken(offered: readonly (readonly [bigint, string])[], names: readonly string[]): Promise<void> {
     const { directory, segmentSize } = this.#options;
     const there = new Set(names);
-    const taken = [...this.#ready].flatMap(([number, name]) => (there.has(name) ? [] : [number]));
+    const taken = offered.flatMap(([number, name]) => (there.has(name) ? [] : [number]));
     for (const number of taken) {
       await this.#drop(number);
       this.#moveTo(number < this.#position ? this.#position : number + 1n);
