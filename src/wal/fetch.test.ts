@@ -296,6 +296,31 @@ test('fetchWal() notices every flipped byte and every truncation of what it read
   assert.equal((await archive.fetch(name)).kind, 'delivered');
 });
 
+test('fetchWal() refuses other whole frames of the same sizes: content counts, not form', async () => {
+  await using archive = await createArchive();
+  await using other = await createArchive();
+  const seen = new Map<string, { seed: number }>();
+  for (let seed = 1; ; seed += 1) {
+    assert.ok(seed < 500, 'no two segments of one size');
+    await using trial = await createArchive();
+    const { name } = await trial.push({ segment: 1, seed });
+    const sizes = JSON.stringify((await readWalHeader(trial.repository, identity, name))?.frames);
+    const twin = seen.get(sizes);
+    seen.set(sizes, { seed });
+    if (twin === undefined) continue;
+    await archive.push({ segment: 1, seed });
+    await other.push({ segment: 1, seed: twin.seed });
+    const [ours, theirs] = [archive, other].map(async ({ repository }) =>
+      readWalHeader(repository, identity, name),
+    );
+    const [key, theirKey] = [(await ours)?.stored.key ?? '', (await theirs)?.stored.key ?? ''];
+    archive.objects.set(key, other.objects.get(theirKey) ?? Buffer.alloc(0));
+    assert.equal(failureCode(await archive.fetch(name)), 'object-damaged');
+    assert.equal(await archive.delivered(), undefined);
+    return;
+  }
+});
+
 test('fetchWal() refuses a segment stored under another name with headers to match', async () => {
   await using archive = await createArchive();
   const first = await archive.push({ segment: 1 });
