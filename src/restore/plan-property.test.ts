@@ -45,7 +45,11 @@ test('planRestore() agrees with a replay of every record, with and without summa
         life.commit();
         life.switch();
         const repository = await createRestoreLab();
-        let stored: Story = life;
+        let stored: Story = {
+          records: life.records,
+          backups: life.backups,
+          end: nth(life.records, -1).endLsn,
+        };
         if (tail === null) await storeSegments(repository, life.writer, { summaries });
         else {
           const { lsn, endLsn } = nth(life.records, tail.record % life.records.length);
@@ -54,6 +58,7 @@ test('planRestore() agrees with a replay of every record, with and without summa
           stored = {
             records: life.records.filter((one) => one.endLsn <= end),
             backups: life.backups.filter(({ stop }) => stop <= end),
+            end,
           };
         }
         const ends = stored.records.filter(({ kind }) => kind === 'commit' || kind === 'abort');
@@ -79,7 +84,10 @@ test('planRestore() agrees with a replay of every record, with and without summa
   );
 });
 
-type Story = Pick<Life, 'records' | 'backups'>;
+interface Story extends Pick<Life, 'records' | 'backups'> {
+  /** Where the stored WAL ends. */
+  end: Lsn;
+}
 
 /** The same by brute force: every record in a list, every backup from the newest. */
 function expectedStop(life: Story, target: RecoveryTarget): string {
@@ -96,7 +104,7 @@ function expectedStop(life: Story, target: RecoveryTarget): string {
     });
     if (hit === undefined) {
       if (target.kind === 'xid') continue;
-      return `${id} ${formatLsn(nth(life.records, -1).endLsn)}`;
+      return `${id} ${formatLsn(previousEnd(life, life.end, stop))}`;
     }
     const after = target.kind !== 'time' && 'inclusive' in target && target.inclusive;
     const end = after ? hit.endLsn : previousEnd(life, hit.lsn, stop);
