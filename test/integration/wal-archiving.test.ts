@@ -143,9 +143,10 @@ test('wal push refuses a second cluster with a copied configuration', async () =
   await archiveEverything(first);
   await using second = await createCluster({ segmentSizeMb: 1, archiveCommand: archive.push });
   await second.sql('create table t(); select pg_switch_wal()');
-  for (;;) {
+  for (const deadline = performance.now() + 30_000; ;) {
     const [row] = await second.sql<{ failed: string }>('select failed_count as failed from pg_stat_archiver');
     if (Number(row?.failed) > 0) break;
+    assert.ok(performance.now() < deadline, 'the segment of the second cluster was not refused');
     await sleep(100);
   }
   assert.deepEqual(await archivedFiles(second), []);
