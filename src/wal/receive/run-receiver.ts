@@ -124,7 +124,9 @@ class Receiver {
   readonly #hard: AbortSignal;
   readonly #ending = new AbortController();
   #optional: OptionalRepository[] = [];
+  readonly #told = new Map<string, string | undefined>();
   #identity: ClusterIdentity | undefined;
+  #marking: Promise<void> = Promise.resolve();
   #streamed = false;
   /** Since when somebody else has streamed from the slot. */
   #heldSinceMs: number | undefined;
@@ -223,6 +225,7 @@ class Receiver {
   async end(): Promise<void> {
     this.#ending.abort();
     await Promise.all(this.#optional.map(async ({ ended }) => ended));
+    await this.#marking;
   }
 
   async #receive(source: OpenSource, session: Parameters<typeof receiveOnce>[0]): Promise<void> {
@@ -293,13 +296,17 @@ class Receiver {
       committed: ({ name, timeline, end }) => {
         report({ event: 'stored', segment: name });
         for (const one of this.#optional) one.wake(name);
-        void raiseWalHighWater(stateDirectory, identity.systemIdentifier, {
+        const mark = {
           timeline,
           name,
           endLsn: end,
           lastCommitTime: publisher.lastCommitTime ?? null,
           repositories: required.map((repository) => repository.name),
-        });
+        };
+        // One after the other: they write the same file.
+        this.#marking = this.#marking.then(async () =>
+          raiseWalHighWater(stateDirectory, identity.systemIdentifier, mark),
+        );
       },
       tailed: () => {
         for (const one of this.#optional) one.wake();
@@ -312,6 +319,9 @@ class Receiver {
       },
       problem: (repository, error) => {
         this.#status.repositoryProblem(repository, error);
+        // It is tried every few seconds, and may be away for hours.
+        if (this.#told.get(repository) === error?.message) return;
+        this.#told.set(repository, error?.message);
         report({
           event: 'problem',
           repository,
