@@ -5,6 +5,7 @@ import { mkdir, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 
+import { HoldfastError } from '../../src/errors.ts';
 import { type Lsn, lsnOf, parseLsn } from '../../src/postgres/lsn.ts';
 import { type TimelineId, timelineOf } from '../../src/postgres/timeline.ts';
 import { parseWalSegmentName, segmentStart, walSegmentName } from '../../src/postgres/wal-segment.ts';
@@ -12,7 +13,7 @@ import type { ClusterIdentity } from '../../src/repository/layout.ts';
 import { openRepository, type Repository } from '../../src/repository/repository.ts';
 import { readWalHeader, readWholeWalFile } from '../../src/repository/wal-file.ts';
 import { listWal } from '../../src/repository/wal-listing.ts';
-import { findTailChain, readTailChain } from '../../src/repository/wal-tail.ts';
+import { findTailChain, listTails, readTailChain } from '../../src/repository/wal-tail.ts';
 import { noneOpener, noneSealer } from '../../src/seal/none.ts';
 import { createLocalStorage } from '../../src/storage/local.ts';
 import { openTestRepository } from '../wal-lab.ts';
@@ -290,8 +291,22 @@ export async function storedWal(
     return { segments, histories, end: lsnOf(0n), start: lsnOf(0n), bytes: Buffer.alloc(0) };
   }
   const name = walSegmentName(timeline, tailed, segmentSize);
+  const keys = async (): Promise<string> =>
+    (await Array.fromAsync(listTails(repository, identity, { segment: name }), ({ key }) => key)).join();
+  const before = await keys();
   const chain = await findTailChain(repository, identity, name);
-  if (chain !== undefined) parts.push(...(await Array.fromAsync(readTailChain(repository, chain))));
+  // Under a receiver that runs, it may have become a whole segment since the listing.
+  const again = async (): Promise<StoredWal> => storedWal(repository, identity, segmentSize, timeline);
+  try {
+    if (chain !== undefined) parts.push(...(await Array.fromAsync(readTailChain(repository, chain))));
+  } catch (error) {
+    if (error instanceof HoldfastError && error.code === 'object-missing') return again();
+    throw error;
+  }
+  // A listing is no snapshot: while tails are merged it may show neither the old nor the new.
+  if ((await keys()) !== before || (await readWalHeader(repository, identity, name)) !== undefined) {
+    return again();
+  }
   const start = segmentStart(first ?? tailed, segmentSize);
   const bytes = Buffer.concat(parts);
   return { segments, histories, start, bytes, end: lsnOf(start + BigInt(bytes.length)) };
@@ -303,7 +318,6 @@ async function firstTail(
   segmentSize: number,
   timeline: TimelineId,
 ): Promise<bigint | undefined> {
-  const { listTails } = await import('../../src/repository/wal-tail.ts');
   for await (const tail of listTails(repository, identity, { timeline })) {
     return parseWalSegmentName(tail.segment, segmentSize).segmentNumber;
   }

@@ -27,6 +27,8 @@ test('wal receive goes on, and loses nothing it reported, though its spool is re
   const identity = await identityOf(cluster);
   await using receiver = await lab.start();
   await receiver.event('streaming');
+  // A slot begins somewhere before anything is stored.
+  await untilFlushed(cluster, receiver);
   const load = await startLoad(cluster);
   for (let round = 0; round < 8; round += 1) {
     await sleep(100 + Math.random() * 300);

@@ -19,6 +19,7 @@ import { type ReceivedSegment, receiveSegment } from './received-segment.ts';
 import { PiecePool } from './segment-frames.ts';
 import type { SegmentSpool } from './segment-spool.ts';
 import { readStoredReach } from './stored-reach.ts';
+import { dropLeftTails } from './tail-writer.ts';
 
 export interface SessionOptions {
   source: OpenSource;
@@ -74,6 +75,9 @@ export async function receiveOnce(options: SessionOptions): Promise<void> {
   const begin = options.beginAt ?? (await findStart(options));
   delete options.beginAt;
   await assertNotAhead(options, begin);
+  for (const repository of options.required) {
+    await dropLeftTails(repository, options.identity, options.signal);
+  }
   await options.spool.clear();
   try {
     await followTimelines(options, begin);

@@ -1,7 +1,8 @@
 import { HoldfastError } from '../../errors.ts';
 import type { WalSegmentName } from '../../postgres/wal-segment.ts';
-import type { ClusterIdentity } from '../../repository/layout.ts';
+import { type ClusterIdentity, walHeaderKey } from '../../repository/layout.ts';
 import type { Repository } from '../../repository/repository.ts';
+import { readWalHeader } from '../../repository/wal-file.ts';
 import {
   chainTails,
   listTails,
@@ -89,6 +90,31 @@ export async function dropTails(
     );
   } catch (error) {
     if (!(error instanceof HoldfastError)) throw error;
+  }
+}
+
+/**
+ * Deletes what a receiver left that was killed between storing a segment whole and dropping its tails. The whole segment
+ * is made sure of first: its writer may have died before it was durable. Best effort.
+ */
+export async function dropLeftTails(
+  repository: Repository,
+  identity: ClusterIdentity,
+  signal: AbortSignal,
+): Promise<void> {
+  const segments = new Set<WalSegmentName>();
+  for await (const { segment } of listTails(repository, identity, { signal })) segments.add(segment);
+  for (const segment of segments) {
+    try {
+      const header = await readWalHeader(repository, identity, segment, signal);
+      if (header === undefined) continue;
+      await repository.storage.confirm(header.stored.key);
+      await repository.storage.confirm(walHeaderKey(identity, segment));
+    } catch (error) {
+      if (error instanceof HoldfastError && !signal.aborted) continue;
+      throw error;
+    }
+    await dropTails(repository, identity, segment, signal);
   }
 }
 
