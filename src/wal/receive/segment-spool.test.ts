@@ -60,6 +60,17 @@ void describe('openSegmentSpool()', () => {
     });
   });
 
+  void it('clear() and leftOver() take a directory that was removed for an empty one', async () => {
+    await inDirectory(async (directory) => {
+      const spool = await openSegmentSpool(join(directory, 'spool'));
+      await (await spool.create(NAME)).close();
+      await rm(spool.directory, { recursive: true });
+      assert.deepEqual(await spool.leftOver(), []);
+      await spool.clear();
+      await (await spool.create(NEXT)).discard();
+    });
+  });
+
   void it('append() on a full disk throws storage-full, and what came before stays readable', async () => {
     await inDirectory(async (directory) => {
       if (process.getuid?.() !== 0) {

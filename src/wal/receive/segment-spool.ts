@@ -60,7 +60,7 @@ export async function openSegmentSpool(directory: string): Promise<SegmentSpool>
       return file;
     },
     async leftOver() {
-      const names = (await readdir(directory)).sort();
+      const names = (await namesIn(directory)).sort();
       return names.flatMap((name) => {
         const file = classifyWalFile(name);
         return file?.kind === 'segment' ? [{ name: file.name, path: join(directory, name) }] : [];
@@ -68,7 +68,7 @@ export async function openSegmentSpool(directory: string): Promise<SegmentSpool>
     },
     async clear() {
       await close();
-      for (const name of await readdir(directory)) {
+      for (const name of await namesIn(directory)) {
         if (classifyWalFile(name) !== undefined) await rm(join(directory, name), { force: true });
       }
     },
@@ -149,6 +149,16 @@ async function openNew(directory: string, path: string): Promise<FileHandle> {
     );
   } catch (error) {
     throw spoolError(path, error);
+  }
+}
+
+/** Somebody may have removed the directory: what it holds is disposable. */
+async function namesIn(directory: string): Promise<string[]> {
+  try {
+    return await readdir(directory);
+  } catch (error) {
+    if (systemErrorCode(error) === 'ENOENT') return [];
+    throw spoolError(directory, error);
   }
 }
 
