@@ -80,6 +80,7 @@ really restored; ${loss.restoresWrong === 0 ? 'each had every row it had to have
 ### Memory of the receiver
 
 ${stream.memory.what}: ${size(stream.memory.peakBytes)} at most; after the first fifth it grew by ${(stream.memory.slopeBytesPerSegment / 1024).toFixed(1)} KiB a segment.
+While it catches up with segments of 16 MiB: ${size(highestPeak(stream))} at most.
 `;
 }
 
@@ -142,6 +143,10 @@ function rates(result: StreamResult['throughput'][number], contender: string): s
   return spread(
     result.turns.filter((turn) => turn.contender === contender).map((turn) => turn.segmentsPerSecond),
   );
+}
+
+function highestPeak(stream: StreamResult): number {
+  return Math.max(...stream.throughput.flatMap(({ turns }) => turns.map(({ peakBytes = 0 }) => peakBytes)));
 }
 
 function stored(result: StreamResult['throughput'][number], contender: string): string {

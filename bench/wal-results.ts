@@ -8,7 +8,12 @@ export interface StreamResult {
     ratioSealed: number;
     ratioUnsealed: number;
     versions: { holdfast: string; pgbackrest: string };
-    turns: { contender: string; segmentsPerSecond: number; storedBytesPerSegment: number }[];
+    turns: {
+      contender: string;
+      segmentsPerSecond: number;
+      storedBytesPerSegment: number;
+      peakBytes?: number;
+    }[];
   }[];
   memory: { what: string; peakBytes: number; slopeBytesPerSegment: number };
 }
